@@ -1,0 +1,109 @@
+"""What an objective is given at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tap name -> shape of one sample (without the batch), `logits` included."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Which taps an objective wants to read, beside the logits.
+
+    A name is a tap (`stage2`, `stage2.pre`, `embed`) or a group: `stages` and `stages.pre` stand for
+    every stage of the network.
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network gave for a batch.
+
+    Attributes:
+        logits: B x C.
+        taps: the wished-for taps by name, in the order of the network.
+    """
+
+    logits: Tensor
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, tap: str) -> Tensor:
+        return self.taps[tap]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch on the run's device.
+
+    Attributes:
+        images: B x C x H x W float, augmented and normalised.
+        labels: B, int64.
+        index: B, int64: positions within the run's training subset, the same in every epoch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training stands.
+
+    Attributes:
+        epoch: epochs finished, from 0.
+        epochs: epochs in all.
+        step: steps finished in this epoch, from 0.
+        steps: steps in an epoch.
+    """
+
+    epoch: int
+    epochs: int
+    step: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What an objective may know of the training data.
+
+    Attributes:
+        num_classes: number of labels.
+        labels: N, int64, on the CPU: the label of each training sample by index.
+    """
+
+    num_classes: int
+    labels: Tensor
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training samples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The parameters that the optimiser steps, by role.
+
+    Attributes:
+        backbone: the student without its classifier.
+        classifier: the student's last linear layer.
+        extra: the objective's own (adapters, auxiliary heads).
+    """
+
+    backbone: Sequence[nn.Parameter]
+    classifier: Sequence[nn.Parameter]
+    extra: Sequence[nn.Parameter]
+
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """All of them, in a fixed order."""
+        return [*self.backbone, *self.classifier, *self.extra]

@@ -1,0 +1,77 @@
+"""What a network declares about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kdpipe.api.settings import Paper
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A named place in a network whose value a method may read.
+
+    Attributes:
+        module: dotted path of the sub-module.
+        channels: channels of a map, or length of a vector.
+        stride: image side / map side; 0 for a vector.
+        kind: `relu` (after a ReLU), `linear` (may be negative: residual sums, bottlenecks),
+            `vector` (pooled features).
+        side: read the module's `output`, or its `input`.
+    """
+
+    module: str
+    channels: int
+    stride: int
+    kind: Literal["relu", "linear", "vector"]
+    side: Literal["output", "input"] = "output"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network by name.
+
+    Every model has the taps `embed` (what the classifier reads, B x D) and `stage1`, `stage2`, ...
+    (the last map of each stage, B x C x H x W, in order); `stageN.pre` is the same map before its
+    last ReLU, where there is one.
+
+    Attributes:
+        name: registry name, as the field writes it (`resnet8x4`, `wrn_16_2`).
+        build: `build(num_classes, in_channels) -> nn.Module` with fresh random weights.
+        taps: tap name -> where it is.
+        classifier: dotted path of the last linear layer.
+        params: trainable parameters at 100 classes and 3 input channels.
+        paper: where the architecture comes from.
+        revision: bump when the same name gives another network or other initial weights.
+        light: trained with a protocol's rate for light networks (MobileNet, ShuffleNet).
+    """
+
+    name: str
+    build: Callable[[int, int], nn.Module]
+    taps: dict[str, Tap]
+    classifier: str
+    params: int
+    paper: Paper
+    revision: int = 1
+    light: bool = False
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stage taps, in order."""
+        return sorted(
+            (t for t in self.taps if t.startswith("stage") and t[5:].isdigit()), key=lambda t: int(t[5:])
+        )
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of the vector that the classifier reads."""
+        return self.taps["embed"].channels
+
+    def params_at(self, num_classes: int) -> int:
+        """Trainable parameters for another class count (3 input channels)."""
+        return self.params + (num_classes - 100) * (self.embed_dim + 1)

@@ -1,0 +1,87 @@
+"""How a plug-in declares its settings, each default with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from kdpipe.core.specs import Frozen
+
+
+class Settings(Frozen):
+    """Base of a plug-in's nested `Config`: frozen, unknown keys forbidden, ranges declared."""
+
+
+def hp(default: Any, *, doc: str, source: str, since: int = 1, **limits: Any) -> Any:
+    """A setting: its default, meaning, source and range.
+
+    Args:
+        default: the value used when nothing else is said.
+        doc: what it means, with unit.
+        source: where the default comes from (paper and section, or repository).
+        since: the plug-in revision that added it. A setting with `since > 1` stays out of a run's
+            id while at its default, so that runs made before it keep their ids.
+        **limits: pydantic constraints (`gt`, `ge`, `lt`, `le`).
+    """
+    return Field(
+        default, description=doc, json_schema_extra={"source": source, "since": since}, **limits
+    )
+
+
+def later_settings(config: type[Settings]) -> dict[str, Any]:
+    """Defaults of the settings that were added after a plug-in's first revision."""
+    return {
+        name: info.get_default(call_default_factory=True)
+        for name, info in config.model_fields.items()
+        if field_note(info, "since") not in (None, 1)
+    }
+
+
+def field_note(info: FieldInfo, key: str) -> Any:
+    """What `hp` recorded about a field under `key` (`source` or `since`)."""
+    extra = info.json_schema_extra
+    return extra.get(key) if isinstance(extra, dict) else None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a plug-in comes from."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.authors}. {self.title}. {self.venue} {self.year}."
+
+
+@dataclass(frozen=True)
+class Published:
+    """Settings that the literature gives for some data set, pair or teacher recipe.
+
+    `*` matches anything. Of several rows that match, the one with the fewest stars wins.
+    """
+
+    settings: dict[str, Any]
+    source: str
+    dataset: str = "*"
+    teacher: str = "*"
+    student: str = "*"
+    recipe: str = "*"
+
+    def stars(self, dataset: str, teacher: str, student: str, recipe: str) -> int | None:
+        """How many stars were needed to match, or None when the row does not match."""
+        pairs = (
+            (self.dataset, dataset),
+            (self.teacher, teacher),
+            (self.student, student),
+            (self.recipe, recipe),
+        )
+        if any(mine not in ("*", theirs) for mine, theirs in pairs):
+            return None
+        return sum(mine == "*" for mine, _ in pairs)

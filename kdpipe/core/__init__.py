@@ -1,0 +1,1 @@
+"""Names, ids, errors, run specs and the registry; no torch."""

@@ -1,0 +1,108 @@
+"""Where things lie in the results folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Files of one run, `results/runs/<label>-<id>/`.
+
+    The resume state is not a declared output of any rule, so an interrupted job keeps it.
+    """
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The run as resolved (JSON of `Run`)."""
+        return self.root / "spec.json"
+
+    @property
+    def model(self) -> Path:
+        """The last epoch's weights."""
+        return self.root / "model.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """One row per epoch: epoch, lr, seconds, loss, loss_<term>..., train_top1, val_top1, test_top1."""
+        return self.root / "history.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """`test_logits` (N x C), `test_labels`, `test_index`, and the same for `val` where held out."""
+        return self.root / "predictions.npz"
+
+    @property
+    def status(self) -> Path:
+        """`{"status": "finished" | "collapsed", "epoch": int, "reason": str}`."""
+        return self.root / "status.json"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, hardware, git state, times, hashes of inputs."""
+        return self.root / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Measures computed from the predictions."""
+        return self.root / "metrics.json"
+
+    @property
+    def journal(self) -> Path:
+        """What MLflow shall know of the run, appended line by line."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.root / "train.log"
+
+    @property
+    def state(self) -> Path:
+        """Folder of the resume state; removed at the end."""
+        return self.root / "state"
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Weights after `epoch` epochs."""
+        return self.root / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
+
+    def sampled(self, epoch: int) -> RunPaths:
+        """A sampled checkpoint: its own predictions and metrics, as if it were a run."""
+        return RunPaths(self.root / "sampled" / f"epoch-{epoch:04d}")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results folder."""
+
+    root: Path
+
+    def run(self, name: str) -> RunPaths:
+        """Files of a run."""
+        return RunPaths(self.root / "runs" / name)
+
+    def data(self, name: str) -> Path:
+        """Folder of a prepared data set."""
+        return self.root / "data" / name
+
+    def study(self, name: str) -> Path:
+        """Folder of a study's tables and figures."""
+        return self.root / "studies" / name
+
+    @property
+    def plans(self) -> Path:
+        """Folder of resolved plans."""
+        return self.root / "plans"
+
+    @property
+    def report(self) -> Path:
+        """The report's first page."""
+        return self.root / "report" / "index.html"
+
+    @property
+    def mlflow(self) -> Path:
+        """The embedded tracking store."""
+        return self.root / "mlflow.db"

@@ -1,0 +1,1 @@
+"""Studies become runs; no torch."""

@@ -1,0 +1,128 @@
+"""The plan: every run that some studies need, and which cell of which table it fills.
+
+A plan is data: it is resolved once (`kdpipe.plan.resolve`, which asks the plug-ins and so imports
+torch), kept as JSON under `results/plans/`, and read by the Snakefile and the tables without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kdpipe.core.specs import Run
+from kdpipe.plan.study import Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number's place in a study: which run gives it.
+
+    Attributes:
+        part: `table`, or `curve` for a checkpoint-sampling curve.
+        row: label of the method, or `teacher`.
+        recipe: label of the teacher's recipe; None for a student without a teacher.
+        teacher: network of the teacher; None for a student without a teacher.
+        student: network of the student; None for a teacher's own cell.
+        seed: seed of the run (and of its teacher).
+        epoch: the teacher's epoch, when it is not the last.
+        run: name of the run's folder; None when the cell is skipped.
+        skipped: why the method cannot distil this pair.
+    """
+
+    part: str
+    row: str
+    recipe: str | None
+    teacher: str | None
+    student: str | None
+    seed: int
+    epoch: int | None = None
+    run: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, what it stands on, and who wants it.
+
+    Attributes:
+        run: the run.
+        teacher: name of the teacher's folder, or None.
+        data: name of the prepared data's folder.
+        keep: epochs whose weights are kept for sampling.
+        studies: studies that want it.
+    """
+
+    run: Run
+    teacher: str | None
+    data: str
+    keep: tuple[int, ...] = ()
+    studies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study with its cells, in the order of its rows and columns."""
+
+    name: str
+    study: Study
+    scale: str
+    cells: tuple[Cell, ...]
+
+    def runs(self) -> list[str]:
+        """Names of the runs that fill its cells, without repeats."""
+        return list(dict.fromkeys(c.run for c in self.cells if c.run))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to be made."""
+
+    runs: dict[str, PlannedRun] = field(default_factory=dict)
+    studies: dict[str, PlannedStudy] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_json`."""
+        return {
+            "runs": {
+                name: {
+                    "run": p.run.model_dump(mode="json"),
+                    "teacher": p.teacher,
+                    "data": p.data,
+                    "keep": list(p.keep),
+                    "studies": list(p.studies),
+                }
+                for name, p in self.runs.items()
+            },
+            "studies": {
+                name: {
+                    "study": s.study.model_dump(mode="json"),
+                    "scale": s.scale,
+                    "cells": [asdict(c) for c in s.cells],
+                }
+                for name, s in self.studies.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """Read what `to_json` wrote."""
+        runs = {
+            name: PlannedRun(
+                run=Run.model_validate(p["run"]),
+                teacher=p["teacher"],
+                data=p["data"],
+                keep=tuple(p["keep"]),
+                studies=tuple(p["studies"]),
+            )
+            for name, p in data["runs"].items()
+        }
+        studies = {
+            name: PlannedStudy(
+                name=name,
+                study=Study.model_validate(s["study"]),
+                scale=s["scale"],
+                cells=tuple(Cell(**c) for c in s["cells"]),
+            )
+            for name, s in data["studies"].items()
+        }
+        return cls(runs, studies)

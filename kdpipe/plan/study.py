@@ -1,0 +1,104 @@
+"""The study file: one printed table or figure as a grid of runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kdpipe.core.specs import Frozen
+
+Seed = Annotated[int, Field(ge=0)]
+Epoch = Annotated[int, Field(ge=1)]
+
+
+class Pair(Frozen):
+    """A teacher network and a student network, by name."""
+
+    teacher: str = Field(description="name of the teacher's network")
+    student: str = Field(description="name of the student's network")
+
+
+class Entry(Frozen):
+    """A recipe or method as one row or column; a bare name stands for `{name: NAME}`."""
+
+    name: str = Field(description="registered name of the recipe or method")
+    label: str = Field("", description="how the table calls it; default: its name")
+    settings: dict[str, Any] = Field({}, description="settings of this entry alone")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and not value.get("label"):
+            value = {**value, "label": value.get("name", "")}
+        return value
+
+
+class Curve(Frozen):
+    """Students of a teacher's sampled checkpoints: accuracy against the teacher's epoch."""
+
+    method: str = Field("kd", description="label of one of the study's methods")
+    epochs: tuple[Epoch, ...] = Field(description="teacher epochs to distil from, in full-scale epochs")
+
+    @field_validator("epochs")
+    @classmethod
+    def _sorted(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
+class Scale(Frozen):
+    """A named reduction that any study can be run at."""
+
+    epochs: int | None = Field(None, ge=1, description="epochs; milestones move in proportion")
+    train_samples: int | None = Field(None, ge=1, description="stratified subset of the training set")
+    test_samples: int | None = Field(None, ge=1, description="stratified subset of the test set")
+    seeds: int | None = Field(None, ge=1, description="only the first so many seeds")
+
+
+class Study(Frozen):
+    """A grid of runs and how it is shown."""
+
+    title: str = Field(description="one line, shown above the table")
+    paper: str = Field("", description="short name of the paper it reproduces, if any")
+    about: str = Field("", description="what the study asks, in a sentence or two")
+    dataset: str = Field(description="name of the data set")
+    protocol: str = Field(description="name of a file in config/protocols")
+    split: Literal["full-train", "train-val"] = Field(
+        "full-train", description="train on everything, or hold out a validation set"
+    )
+    scale: str = Field("full", description="full, or the name of a reduction")
+    scales: dict[str, Scale] = Field({}, description="this study's own reductions by name")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="one run per seed")
+    pairs: tuple[Pair, ...] = Field(min_length=1, description="teacher and student networks")
+    recipes: tuple[Entry, ...] = Field(min_length=1, description="ways to train the teacher")
+    methods: tuple[Entry, ...] = Field(min_length=1, description="ways to distil the student")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by recipe or method name, for all its entries"
+    )
+    curves: tuple[Curve, ...] = Field((), description="checkpoint-sampling curves")
+    metrics: tuple[str, ...] = Field(
+        ("top1",), min_length=1, description="measures shown; the first ranks the rows"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _unique_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a seed is listed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _unique_labels(self) -> Study:
+        for key, entries in (("recipes", self.recipes), ("methods", self.methods)):
+            labels = [e.label for e in entries]
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ValueError(f"{key}: '{twice[0]}' is listed twice; give each entry its own label")
+        if len(set(self.pairs)) != len(self.pairs):
+            raise ValueError("pairs: a pair is listed twice")
+        for curve in self.curves:
+            if curve.method not in {e.label for e in self.methods}:
+                raise ValueError(f"curves: method '{curve.method}' is not among the study's methods")
+        return self

@@ -1,0 +1,1 @@
+"""Recipes: one file per way to train a teacher."""

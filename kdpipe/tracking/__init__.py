@@ -1,0 +1,1 @@
+"""Runs in MLflow, and the journal that survives when MLflow does not."""
