@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.api.settings import Paper
+from kdpipe.core.ids import digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,12 @@ class Split:
     Attributes:
         images: N x C x H x W, uint8.
         labels: N, int64, in [0, num_classes).
+        source: kind of files it was read from (`parquet`), for the record.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,8 @@ class DatasetSpec:
     embedded: bool = False
     layout: str = ""
     revision: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Name of its prepared folder: `<name>-<hash of name and revision>`."""
+        return f"{self.name}-{digest({'name': self.name, 'revision': self.revision})}"

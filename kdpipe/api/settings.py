@@ -26,9 +26,7 @@ def hp(default: Any, *, doc: str, source: str, since: int = 1, **limits: Any) ->
             id while at its default, so that runs made before it keep their ids.
         **limits: pydantic constraints (`gt`, `ge`, `lt`, `le`).
     """
-    return Field(
-        default, description=doc, json_schema_extra={"source": source, "since": since}, **limits
-    )
+    return Field(default, description=doc, json_schema_extra={"source": source, "since": since}, **limits)
 
 
 def later_settings(config: type[Settings]) -> dict[str, Any]:

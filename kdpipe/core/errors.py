@@ -1,15 +1,15 @@
 """Every error kdpipe raises on purpose, as one tree.
 
-    KdpipeError                 something went wrong that kdpipe foresaw (exit code 1)
-    ├── UserError               the user can mend it: settings, files, machine (exit code 2)
-    │   ├── ConfigError         a study, protocol or setting is wrong
-    │   │   └── UnknownNameError    no plug-in, file or key of that name
-    │   ├── DataError           a data set is missing or unreadable
-    │   ├── CheckpointError     weights or state are missing, truncated or of another model
-    │   ├── DeviceError         the asked-for device is not there
-    │   └── ResultsError        the results folder cannot be read or written
-    ├── PluginError             a plug-in breaks its interface (for its author)
-    └── Interrupted             stopped by a signal after saving state (exit code 75: run it again)
+KdpipeError                 something went wrong that kdpipe foresaw (exit code 1)
+├── UserError               the user can mend it: settings, files, machine (exit code 2)
+│   ├── ConfigError         a study, protocol or setting is wrong
+│   │   └── UnknownNameError    no plug-in, file or key of that name
+│   ├── DataError           a data set is missing or unreadable
+│   ├── CheckpointError     weights or state are missing, truncated or of another model
+│   ├── DeviceError         the asked-for device is not there
+│   └── ResultsError        the results folder cannot be read or written
+├── PluginError             a plug-in breaks its interface (for its author)
+└── Interrupted             stopped by a signal after saving state (exit code 75: run it again)
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ class UnknownNameError(ConfigError):
     """No plug-in, file or key has this name."""
 
     @classmethod
-    def of(
-        cls, kind: str, name: str, known: Iterable[str], *, where: str | None = None
-    ) -> UnknownNameError:
+    def of(cls, kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> UnknownNameError:
         """Build the error for a name that is not among `known`, with the nearest that is."""
         known = sorted(known)
         near = nearest(name, known)

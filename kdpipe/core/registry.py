@@ -82,8 +82,7 @@ class Registry:
                 for name, plugin in _declared(module, base):
                     if name in found:
                         raise PluginError(
-                            f"two {self.kind}s are called '{name}': "
-                            f"{self._files[name]} and {module.__file__}"
+                            f"two {self.kind}s are called '{name}': {self._files[name]} and {module.__file__}"
                         )
                     found[name] = plugin
                     self._files[name] = Path(module.__file__ or "")
@@ -143,24 +142,21 @@ def modules(package: str) -> list[ModuleType]:
     return [importlib.import_module(f"{package}.{name}") for name in sorted(seen)]
 
 
-def _declared(module: ModuleType, base: type) -> list[tuple[str, Any]]:
+def _declared(module: ModuleType, base: Any) -> list[tuple[str, Any]]:
     """The plug-ins that `module` itself declares: subclasses of `base`, or instances of it."""
-    classes = [
-        (value.name, value)
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-        and getattr(value, "name", None)
-    ]
-    instances: list[tuple[str, Any]] = []
+    found: dict[int, tuple[str, Any]] = {}
     for value in vars(module).values():
-        group = value if isinstance(value, list | tuple) else [value]
-        instances += [(v.name, v) for v in group if isinstance(v, base)]
-    unique = {id(v): (name, v) for name, v in (*classes, *instances)}
-    if not unique:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if inspect.isclass(each):
+                own = issubclass(each, base) and each.__module__ == module.__name__
+            else:
+                own = isinstance(each, base)
+            name = getattr(each, "name", "") if own else ""
+            if name:
+                found[id(each)] = (name, each)
+    if not found:
         raise PluginError(f"{module.__file__} declares no {base.__name__}")
-    return list(unique.values())
+    return list(found.values())
 
 
 def _load(path: str) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 from kdpipe.core.specs import Run
 from kdpipe.plan.study import Study
 
+TEACHER = "teacher"  # the row of the teachers' own numbers
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -24,7 +26,7 @@ class Cell:
         teacher: network of the teacher; None for a student without a teacher.
         student: network of the student; None for a teacher's own cell.
         seed: seed of the run (and of its teacher).
-        epoch: the teacher's epoch, when it is not the last.
+        epoch: the teacher's epoch, when it is not the last one.
         run: name of the run's folder; None when the cell is skipped.
         skipped: why the method cannot distil this pair.
     """
@@ -38,6 +40,14 @@ class Cell:
     epoch: int | None = None
     run: str | None = None
     skipped: str | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Where its results lie within the results folder: a run, or a teacher's sampled checkpoint."""
+        if self.run is None:
+            return None
+        own = self.row == TEACHER and self.epoch is not None
+        return f"runs/{self.run}/sampled/epoch-{self.epoch:04d}" if own else f"runs/{self.run}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,10 @@ class PlannedStudy:
         """Names of the runs that fill its cells, without repeats."""
         return list(dict.fromkeys(c.run for c in self.cells if c.run))
 
+    def places(self) -> list[str]:
+        """Where the results of its cells lie within the results folder, without repeats."""
+        return list(dict.fromkeys(c.place for c in self.cells if c.place))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,6 +93,10 @@ class Plan:
 
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
+
+    def dataset_of(self, folder: str) -> str:
+        """Name of the data set that is prepared in `folder`."""
+        return next(p.run.spec.data.dataset for p in self.runs.values() if p.data == folder)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from kdpipe.core.specs import Frozen
 
@@ -19,8 +19,17 @@ class Pair(Frozen):
     student: str = Field(description="name of the student's network")
 
 
+def _or_bare_name(schema: dict[str, Any]) -> None:
+    """Let the JSON schema allow what `Entry` allows: a name alone."""
+    entry = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, entry]
+
+
 class Entry(Frozen):
     """A recipe or method as one row or column; a bare name stands for `{name: NAME}`."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare_name)
 
     name: str = Field(description="registered name of the recipe or method")
     label: str = Field("", description="how the table calls it; default: its name")

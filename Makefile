@@ -1,0 +1,91 @@
+# kdpipe. `make help` lists what there is.
+#
+#   PYTHON   the interpreter that the environment is made with (3.11 or newer)
+#   VENV     where the environment lies
+#   ARGS     more arguments, for Snakemake (demo, report), pytest (test) or the benchmark (bench)
+
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+STUDY ?= digits_demo
+WORKERS ?= 2
+PORT ?= 5000
+
+BIN := $(VENV)/bin
+# Named after the content it was made from: a changed lock is installed again, a fresh check-out is not.
+READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
+
+export PATH := $(abspath $(BIN)):$(PATH)
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help demo test lint fix docs lock report ui bench clean clean-results
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY) ## Train the demo study and print its table (the first time, install everything)
+	@$(SNAKEMAKE) $(ARGS)
+	@$(BIN)/kdpipe table --show $(STUDY)
+
+test: $(READY) ## Run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
+
+lint: $(READY) ## Check style, types, import directions, generated files and the workflow
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tools --check
+	$(BIN)/snakemake --lint
+
+fix: $(READY) ## Mend what lint finds, where a tool can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt Snakefile workflow/rules
+	$(BIN)/python -m tools
+
+docs: $(READY) ## Write the generated files: ARCHITECTURE.md, environment.yml, config/schemas
+	$(BIN)/python -m tools
+
+lock: $(READY) ## Pin pyproject.toml's dependencies in requirements.lock (ARGS=--upgrade for newer versions)
+	$(BIN)/python -m tools.lock $(ARGS)
+	$(BIN)/python -m tools
+
+report: $(READY) ## Build the report and Snakemake's own, which shows how each file was made
+	@$(SNAKEMAKE) $(ARGS)
+	@$(BIN)/snakemake --report results/report/workflow.html
+	@echo "results/report/index.html and results/report/workflow.html"
+
+ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
+	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
+	$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+
+bench: $(READY) ## Measure images per second beside the field's usual loop
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+clean: ## Delete caches; results and the environment stay
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	@find kdpipe tests tools benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	@echo "Caches are deleted; results/ and $(VENV)/ are kept."
+
+clean-results: ## Delete every result, after asking
+	@printf "This deletes everything in results/ but its README. Type yes to go on: "; read answer && test "$$answer" = yes || \
+		{ echo "Nothing was deleted."; exit 1; }
+	@find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@rm -rf .snakemake logs
+	@echo "The results are deleted."
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "kdpipe needs Python 3.11 or newer, and '$(PYTHON)' is not one: name another, as in 'make $(or $(firstword $(MAKECMDGOALS)),demo) PYTHON=python3.12'" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+		echo "no virtual environment could be made in $(VENV): on Debian and Ubuntu, 'apt install python3-venv' mends it" >&2; exit 2; }
+	@echo "Installing into $(VENV) (once; PyTorch is a large download)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.ready-*
+	@touch $@

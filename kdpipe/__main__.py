@@ -1,0 +1,5 @@
+"""`python -m kdpipe` is the command `kdpipe`."""
+
+from kdpipe.cli import main
+
+main()

@@ -1,0 +1,394 @@
+"""The command line: thin verbs; the Snakemake rules call the same ones a person can."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdpipe import __version__
+from kdpipe.core.errors import ConfigError, KdpipeError, UserError
+
+if TYPE_CHECKING:
+    from kdpipe.core.paths import Results, RunPaths
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.observe import Observer
+    from kdpipe.engine.train import Stop
+    from kdpipe.plan.config import Config
+    from kdpipe.plan.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="A benchmarking pipeline for knowledge distillation.\n\n"
+    "Examples: kdpipe plan; kdpipe list methods; kdpipe show dkd; kdpipe table --show digits_demo",
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="the workflow's settings file")]
+Override = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. --set scale=smoke")
+]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="a resolved plan instead of the settings")]
+ResultsFolder = Annotated[Path | None, typer.Option("--results", help="results folder")]
+CONFIG = Path("config/config.yaml")
+
+
+def main() -> None:
+    """Run the command line; a foreseen error ends in one message and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except KdpipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def _config(file: Path, override: list[str]) -> Config:
+    import yaml
+
+    from kdpipe.plan.config import read_config
+
+    values: dict[str, Any] = {}
+    for item in override:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"'--set {item}' lacks a value", fix="write --set KEY=VALUE")
+        values[key] = yaml.safe_load(value)
+    return read_config(file, values)
+
+
+# --- looking around ---------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="methods, recipes, models, datasets, protocols or studies")
+    ] = "all",
+    folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """List what there is.
+
+    Example: kdpipe list methods
+    """
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.core.registry import REGISTRIES
+    from kdpipe.plan.cards import one_line
+    from kdpipe.plan.config import names
+
+    plugins = {f"{k}s": r for k, r in REGISTRIES.items()}
+    files = ("protocols", "studies")
+    kinds = [*plugins, *files]
+    if kind != "all" and kind not in kinds:
+        raise UnknownNameError.of("kind", kind, [*kinds, "all"])
+    listed: dict[str, dict[str, str]] = {}
+    for name in kinds if kind == "all" else [kind]:
+        if name in plugins:
+            listed[name] = {n: one_line(p) for n, p in plugins[name].items()}
+        else:
+            listed[name] = dict.fromkeys(names(name, folder), "")
+    if as_json:
+        print(json.dumps(listed, indent=1))
+        return
+    for name, members in listed.items():
+        print(f"{name} ({len(members)})")
+        for member, line in members.items():
+            print(f"  {member:<16}{line}".rstrip())
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a method, recipe, model, data set, protocol or study")],
+    folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
+) -> None:
+    """Show a card: what it is, its settings with sources, its taps, its paper.
+
+    Example: kdpipe show dkd
+    """
+    from kdpipe.plan.cards import card
+
+    print(card(name, folder))
+
+
+@app.command()
+def plan(
+    study: Annotated[str | None, typer.Argument(help="one study instead of the configured ones")] = None,
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006 (typer reads the default once)
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Show the runs that are wanted, which are made, missing or skipped, and why.
+
+    Example: kdpipe plan digits_demo
+    """
+    from kdpipe.plan.load import load_plan
+    from kdpipe.plan.overview import overview
+
+    settings = _config(config, [*override, *([f"study={study}"] if study else [])])
+    resolved, _ = load_plan(settings)
+    print(overview(resolved, Path(settings.results), as_json=as_json))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="a run's folder name, or a unique part of it")],
+    b: Annotated[str, typer.Argument(help="another")],
+    results: Annotated[Path, typer.Option(help="results folder")] = Path("results"),
+) -> None:
+    """Show in which settings and measures two runs differ.
+
+    Example: kdpipe compare dkd_standard_s0 kd_standard_s0
+    """
+    from kdpipe.plan.overview import compare_runs
+
+    print(compare_runs(a, b, results))
+
+
+@app.command()
+def verify(
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+) -> None:
+    """Check stored results: other code, damaged files, missing parts; exit code 2 if anything is found."""
+    from kdpipe.plan.verify import verify_results
+
+    resolved, root, _ = _planned(config, override, None, None)
+    found = verify_results(resolved, root)
+    print("\n".join(found) or "every stored result is whole and made by the code at hand")
+    if found:
+        raise typer.Exit(2)
+
+
+# --- what the rules call ----------------------------------------------------------------------------
+
+
+@app.command(hidden=True)
+def resolve(
+    config_json: Annotated[str, typer.Option(help="settings as JSON")],
+    out: Annotated[Path, typer.Option(help="plan file to write")],
+) -> None:
+    """Resolve a plan and write it (called by the Snakefile in a process of its own)."""
+    from kdpipe.plan.config import Config
+    from kdpipe.plan.load import write_plan
+    from kdpipe.plan.resolve import resolve as resolve_plan
+
+    write_plan(resolve_plan(Config.model_validate_json(config_json)), out)
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="name of the data set")],
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    source: Annotated[Path | None, typer.Option(help="folder that holds the data set")] = None,
+) -> None:
+    """Prepare a data set once: checked arrays that every run maps into memory."""
+    from kdpipe.core import registry
+    from kdpipe.engine.prepare import prepare as prepare_data
+
+    spec = registry.datasets.get(dataset)
+    prepare_data(spec, None if spec.embedded else source, out)
+
+
+@app.command()
+def train(
+    run: Annotated[str, typer.Option(help="the run as JSON, as the plan holds it")],
+    out: Annotated[Path, typer.Option(help="the run's folder")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    teacher: Annotated[Path | None, typer.Option(help="the teacher's weights")] = None,
+    keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
+) -> None:
+    """Train a teacher or distil a student, from its saved state if there is one."""
+    from kdpipe.core.files import write_json
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.prepare import load
+    from kdpipe.engine.train import Trainer
+
+    planned, paths = Run.model_validate_json(run), RunPaths(out)
+    epochs = [int(e) for e in keep.split(",") if e]
+    chosen = _machine(device, threads)
+    write_json(paths.spec, {**planned.model_dump(mode="json"), "id": planned.id, "name": planned.name})
+    with _watchers(planned, paths, log) as watchers:
+        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, _stop_on_signal()).train()
+
+
+@app.command()
+def sample(
+    run: Annotated[str, typer.Option(help="the teacher's run as JSON")],
+    out: Annotated[Path, typer.Option(help="the teacher's folder")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    epoch: Annotated[int, typer.Option(help="which epoch, counted from 1")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Make a teacher's weights at an epoch an artifact that students can name."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.observe import Lines
+    from kdpipe.engine.prepare import load
+    from kdpipe.engine.sample import sample as sample_checkpoint
+
+    planned = Run.model_validate_json(run)
+    chosen = _machine(device, threads)
+    watchers = [Lines(planned)]
+    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, _stop_on_signal())
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Option(help="folder of the run or sampled checkpoint")],
+    teacher: Annotated[Path | None, typer.Option(help="folder of its teacher")] = None,
+) -> None:
+    """Compute every measure of a run from its stored predictions."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.evaluation.evaluate import evaluate as evaluate_run
+
+    evaluate_run(RunPaths(run), RunPaths(teacher) if teacher else None)
+
+
+@app.command()
+def table(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+    show: Annotated[bool, typer.Option("--show", help="only print the table")] = False,
+) -> None:
+    """Render a study's tables and figures from what is there.
+
+    Example: kdpipe table --show digits_demo
+    """
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.tables.render import render, terminal_table
+
+    override = override if plan_file else [*override, f"study={study}"]
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    if study not in resolved.studies:
+        raise UnknownNameError.of("study", study, resolved.studies)
+    (terminal_table if show else render)(resolved.studies[study], resolved, root)
+
+
+@app.command()
+def report(
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+) -> None:
+    """Render the report of all configured studies."""
+    from kdpipe.tables.report import report as render_report
+
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    print(render_report(resolved, root))
+
+
+@app.command()
+def sync(
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow tracking URI", envvar="MLFLOW_TRACKING_URI")] = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="a dead store is a warning, not an error")
+    ] = False,
+) -> None:
+    """Bring MLflow up to date with the runs' journals; safe to repeat.
+
+    Example: kdpipe sync
+    """
+    from kdpipe.tracking.sync import sync as sync_runs
+
+    resolved, root, tracking = _planned(config, override, plan_file, results)
+    try:
+        print(sync_runs(root, resolved, uri or tracking))
+    except UserError as error:
+        if not lenient:
+            raise
+        print(
+            f"warning: MLflow was not brought up to date; run `kdpipe sync` later\n{error}", file=sys.stderr
+        )
+
+
+def _planned(
+    config: Path, override: list[str], plan_file: Path | None, results: Path | None
+) -> tuple[Plan, Results, str | None]:
+    """The plan, the results folder and the tracking URI: from a plan file if given, else from the settings."""
+    from kdpipe.core.paths import Results
+    from kdpipe.plan.load import load_plan, read_plan
+
+    if plan_file:
+        return read_plan(plan_file), Results(results or Path("results")), None
+    settings = _config(config, override)
+    return load_plan(settings)[0], Results(results or Path(settings.results)), settings.tracking
+
+
+def _machine(device: str, threads: int) -> Any:
+    import torch
+
+    from kdpipe.engine.device import pick_device
+
+    torch.set_num_threads(threads)
+    return pick_device(device)
+
+
+def _stop_on_signal() -> Stop:
+    from kdpipe.engine.train import Stop
+
+    stop = Stop()
+
+    def ask(*_: object) -> None:
+        stop.requested = True
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ask)
+    return stop
+
+
+@contextmanager
+def _watchers(run: Run, paths: RunPaths, log: Path | None) -> Iterator[list[Observer]]:
+    """Who watches a training: the terminal, the journal, and the log, which also gets what goes wrong."""
+    from kdpipe.engine.observe import Bar, Lines
+    from kdpipe.tracking.observer import JournalObserver
+
+    alone = log is None and sys.stderr.isatty()
+    watchers: list[Observer] = [Bar(run) if alone else Lines(run), JournalObserver(paths.journal)]
+    if log is None:
+        yield watchers
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        try:
+            yield [*watchers, Lines(run, file, every=0)]
+        except BaseException as error:
+            told = f"error: {error}\n" if isinstance(error, KdpipeError) else traceback.format_exc()
+            file.write(told)
+            raise

@@ -1,0 +1,102 @@
+"""Who watches a training: the terminal, the log, the journal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Literal, Protocol, TextIO
+
+from kdpipe.core.specs import Run
+
+Row = dict[str, float]
+"""One epoch: epoch, lr, seconds, loss, loss_<term>, train_top1, and the accuracy on what is monitored."""
+
+Status = Literal["finished", "collapsed", "interrupted", "failed"]
+
+
+class Observer(Protocol):
+    """Something that is told how a training goes."""
+
+    def started(self, epoch: int) -> None:
+        """Training starts, or goes on after `epoch` finished epochs."""
+
+    def epoch_done(self, row: Row) -> None:
+        """An epoch ended."""
+
+    def ended(self, status: Status) -> None:
+        """Training ended."""
+
+
+class Lines:
+    """Plain lines: every epoch into a log, and now and then onto a terminal shared with other jobs.
+
+    Args:
+        run: whose training it is.
+        stream: where lines go.
+        every: least seconds between two lines (the first and last epochs are always told).
+    """
+
+    def __init__(self, run: Run, stream: TextIO = sys.stderr, every: float = 10.0) -> None:
+        self.label, self.epochs = run.label, run.spec.protocol.epochs
+        self.stream, self.every = stream, every
+        self._last = 0.0
+        self._begin: tuple[float, int] = (time.monotonic(), 0)
+
+    def started(self, epoch: int) -> None:
+        """Say so, and where it goes on."""
+        self._begin = (time.monotonic(), epoch)
+        self._say(f"goes on after epoch {epoch}" if epoch else f"starts, {self.epochs} epochs")
+
+    def epoch_done(self, row: Row) -> None:
+        """Say the epoch's loss and accuracy, when it is time."""
+        now, epoch = time.monotonic(), int(row["epoch"])
+        if epoch not in (1, self.epochs) and now - self._last < self.every:
+            return
+        self._last = now
+        begun, first = self._begin
+        left = (now - begun) / max(epoch - first, 1) * (self.epochs - epoch)
+        self._say(f"epoch {epoch}/{self.epochs}  {summary(row)}  {left:.0f} s left")
+
+    def ended(self, status: Status) -> None:
+        """Say how it ended."""
+        self._say(status)
+
+    def _say(self, text: str) -> None:
+        print(f"{self.label}: {text}", file=self.stream, flush=True)
+
+
+class Bar:
+    """A progress bar for a training that has the terminal to itself."""
+
+    def __init__(self, run: Run) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.epochs = run.spec.protocol.epochs
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[summary]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task(run.label, total=self.epochs, summary="")
+
+    def started(self, epoch: int) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._bar.update(self._task, completed=epoch)
+
+    def epoch_done(self, row: Row) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=row["epoch"], summary=summary(row))
+
+    def ended(self, status: Status) -> None:
+        """Close the bar."""
+        self._bar.update(self._task, summary=status)
+        self._bar.stop()
+
+
+def summary(row: Row) -> str:
+    """An epoch in a few words."""
+    monitored = "val_top1" if "val_top1" in row else "test_top1"
+    return f"loss {row['loss']:.4f}  train {row['train_top1']:.2f} %  {monitored[:-5]} {row[monitored]:.2f} %"

@@ -1,0 +1,46 @@
+"""Optimisers and learning-rate schedules as a protocol states them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from kdpipe.core.specs import Protocol
+
+
+def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The protocol's optimiser over `parameters`.
+
+    With `decay_on: weights`, vectors (biases, batch-norm scales) are not decayed.
+    """
+    decayed = [p for p in parameters if protocol.decay_on == "all" or p.ndim > 1]
+    rest = [p for p in parameters if protocol.decay_on == "weights" and p.ndim <= 1]
+    groups = [
+        {"params": group, "weight_decay": decay}
+        for group, decay in ((decayed, protocol.weight_decay), (rest, 0.0))
+        if group
+    ]
+    if protocol.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=protocol.lr, fused=True)
+    return torch.optim.SGD(
+        groups, lr=protocol.lr, momentum=protocol.momentum, nesterov=protocol.nesterov, fused=True
+    )
+
+
+def rate(protocol: Protocol, epoch: int) -> float:
+    """The learning rate of an epoch (from 0).
+
+    step: `lr * gamma^(number of milestones passed)`. A drop `after` milestone m takes effect in epoch
+    m + 1 counted from 1 (RepDistiller and mdistiller), a drop `at` m in epoch m itself.
+    cosine: `lr * (1 + cos(pi * epoch / epochs)) / 2`.
+    """
+    if protocol.schedule == "constant":
+        return protocol.lr
+    if protocol.schedule == "cosine":
+        return protocol.lr * (1 + math.cos(math.pi * epoch / protocol.epochs)) / 2
+    counted = epoch + 1
+    passed = sum(counted > m if protocol.drop == "after" else counted >= m for m in protocol.milestones)
+    return float(protocol.lr * protocol.gamma**passed)

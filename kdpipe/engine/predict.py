@@ -1,0 +1,60 @@
+"""A network's predictions, stored so that evaluation needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kdpipe.api import Split
+from kdpipe.core.files import atomic
+from kdpipe.core.specs import Protocol
+from kdpipe.engine.batches import Normalise
+
+BATCH = 500
+
+
+def autocast(protocol: Protocol, device: torch.device) -> torch.autocast:
+    """The precision of forward passes under a protocol."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=protocol.precision == "bfloat16")
+
+
+def predict(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    normalise: Normalise,
+    protocol: Protocol,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Logits (N x C, float32) for images (N x C x H x W, uint8), in order; leaves the model in eval mode."""
+    model.eval()
+    logits = []
+    with torch.inference_mode(), autocast(protocol, device):
+        for start in range(0, len(images), BATCH):
+            part = torch.tensor(images[start : start + BATCH]).to(device)
+            logits.append(model(normalise(part.permute(0, 2, 3, 1))).float())
+    return torch.cat(logits).cpu().numpy()
+
+
+def save_predictions(
+    path: Path,
+    model: nn.Module,
+    splits: Mapping[str, Split],
+    normalise: Normalise,
+    protocol: Protocol,
+    device: torch.device,
+) -> None:
+    """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`)."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in sorted(splits.keys() - {"train"}):
+        split = splits[name]
+        arrays[f"{name}_logits"] = predict(model, split.images, normalise, protocol, device)
+        arrays[f"{name}_labels"] = np.asarray(split.labels)
+        arrays[f"{name}_index"] = np.arange(len(split.labels))
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

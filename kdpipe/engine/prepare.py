@@ -1,0 +1,364 @@
+"""Data prepared once into checked arrays that every run maps into memory; splits and subsets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.api import DatasetSpec, Split
+from kdpipe.core.errors import ConfigError, DataError, KdpipeError
+from kdpipe.core.files import read_json, sha256, write_error, write_json
+from kdpipe.core.specs import DataSpec
+
+SPLITS = ("train", "test")
+CHUNK = 1000  # images handled at a time, to bound memory
+HOLD_OUT, SUBSET = 0, 1  # streams of the split seed
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set; its arrays are read-only maps of files.
+
+    Attributes:
+        name: the data set.
+        num_classes: number of labels.
+        shape: (C, H, W) of an image.
+        mean: of each channel, for images in [0, 1].
+        std: the same.
+        train: the training split.
+        test: the test split.
+        checksums: SHA-256 of each array's file, by name.
+    """
+
+    name: str
+    num_classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    test: Split
+    checksums: dict[str, str]
+
+
+def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
+    """Write a data set's arrays and `meta.json` to the folder `out`, whole or not at all.
+
+    A folder that is already whole is checked and kept; one that is not is made anew.
+
+    Args:
+        spec: the data set.
+        source: folder that holds it; not used for embedded data.
+        out: folder to make.
+
+    Raises:
+        DataError: the source is missing, unreadable or not this data set.
+        ResultsError: `out` cannot be written.
+    """
+    if _whole(spec, out):
+        print(f"{spec.name} is prepared already; its checksums are right", file=sys.stderr)
+        return
+    splits = spec.read(source)
+    for name in SPLITS:
+        _check_split(spec, name, splits[name])
+    mean, std = _statistics(spec, splits["train"].images)
+    with _folder(out) as folder:
+        for name in SPLITS:
+            _save(folder / f"{name}_images.npy", splits[name].images)
+            _save(folder / f"{name}_labels.npy", splits[name].labels)
+        meta = {
+            "name": spec.name,
+            "revision": spec.revision,
+            "num_classes": spec.num_classes,
+            "shape": list(spec.shape),
+            "sizes": {name: spec.sizes[name] for name in SPLITS},
+            "mean": list(mean),
+            "std": list(std),
+            "stats_source": spec.stats_source,
+            "files": {file.name: sha256(file) for file in sorted(folder.glob("*.npy"))},
+            "pixels": {name: pixel_hash(splits[name].images) for name in SPLITS},
+            "source": splits["train"].source,
+            "licence": spec.licence,
+        }
+        write_json(folder / "meta.json", meta)
+    sizes = ", ".join(f"{spec.sizes[name]:,} {name}" for name in SPLITS)
+    print(f"prepared {spec.name}: {sizes} images", file=sys.stderr)
+
+
+def load(folder: Path, verify: bool = False) -> Prepared:
+    """Map a prepared data set into memory.
+
+    Args:
+        folder: what `prepare` made.
+        verify: compare checksums too, which reads every byte.
+
+    Raises:
+        DataError: a file is missing, truncated or not what `meta.json` says.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            "the data set is not prepared", where=str(folder), fix="prepare it first: kdpipe prepare --help"
+        )
+    try:
+        meta = read_json(folder / "meta.json")
+        files, sizes = dict(meta["files"]), dict(meta["sizes"])
+        shape = (int(meta["shape"][0]), int(meta["shape"][1]), int(meta["shape"][2]))
+        mean, std = (tuple(map(float, meta[key])) for key in ("mean", "std"))
+        name, classes = str(meta["name"]), int(meta["num_classes"])
+        splits = {
+            split: Split(
+                images=_map(folder / f"{split}_images.npy", np.uint8, (sizes[split], *shape)),
+                labels=_map(folder / f"{split}_labels.npy", np.int64, (sizes[split],)),
+            )
+            for split in SPLITS
+        }
+    except (KdpipeError, KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise _damaged(folder / "meta.json") from error
+    for file, checksum in files.items() if verify else ():
+        if sha256(folder / file) != checksum:
+            raise _damaged(folder / file)
+    return Prepared(name, classes, shape, mean, std, splits["train"], splits["test"], files)
+
+
+def select(prepared: Prepared, data: DataSpec) -> dict[str, Split]:
+    """The splits that a run sees: `train`, `test`, and `val` where a validation set is held out.
+
+    Raises:
+        ConfigError: a subset is larger than what it is drawn from.
+    """
+    rows = positions(prepared, data)
+    whole = {"train": prepared.train, "val": prepared.train, "test": prepared.test}
+    return {name: _take(whole[name], index) for name, index in rows.items()}
+
+
+def positions(prepared: Prepared, data: DataSpec) -> dict[str, Indices]:
+    """Which rows of the prepared arrays each split of a run holds, in rising order.
+
+    The validation set is drawn first, from all training images; the training subset from the rest.
+
+    Raises:
+        ConfigError: a subset is larger than what it is drawn from.
+    """
+    labels = np.asarray(prepared.train.labels)
+    train = np.arange(len(labels))
+    rows = {}
+    if data.split == "train-val":
+        train, rows["val"] = hold_out(labels, data.val_fraction, data.split_seed)
+    rows["train"] = train[_reduced(labels[train], data.train_samples, data.split_seed, "train_samples")]
+    test = np.asarray(prepared.test.labels)
+    rows["test"] = _reduced(test, data.test_samples, data.split_seed, "test_samples")
+    return rows
+
+
+def subset(labels: NDArray[np.int64], size: int, seed: int) -> Indices:
+    """Positions of a stratified subset, in rising order; a function of its arguments alone.
+
+    Every class gets its share of `size`, rounded down; the images still missing go to the classes with
+    the largest remainders, ties in a random order.
+
+    Args:
+        labels: N.
+        size: images to take, 1 to N.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: `size` is larger than N.
+    """
+    return _stratified(labels, size, np.random.Generator(np.random.PCG64([seed, SUBSET])))
+
+
+def hold_out(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Positions that stay for training and those of a stratified validation set, both in rising order.
+
+    Args:
+        labels: N.
+        fraction: share held out; `fraction` N is rounded to a whole number of images.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: one of the two would be empty.
+    """
+    size = round(fraction * len(labels))
+    if not 0 < size < len(labels):
+        raise ConfigError(
+            f"holding out a share of {fraction} of {len(labels)} images leaves one side empty",
+            fix="change val_fraction",
+        )
+    held = _stratified(labels, size, np.random.Generator(np.random.PCG64([seed, HOLD_OUT])))
+    return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
+
+
+def pixel_hash(images: NDArray[np.uint8]) -> str:
+    """SHA-256 of the pixels as N x H x W x C bytes, the order in which image files hold them."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(images):
+        digest.update(np.ascontiguousarray(chunk.transpose(0, 2, 3, 1)).tobytes())
+    return digest.hexdigest()
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images in [0, 1], from exact whole-number sums.
+
+    Args:
+        images: N x C x H x W.
+    """
+    levels = np.arange(256)
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for chunk in _chunks(images):
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in chunk.swapaxes(0, 1)]
+    means, stds = [], []
+    for count in counts:
+        n, total, squares = (int((count * levels**power).sum()) for power in (0, 1, 2))
+        means.append(total / n / 255)
+        stds.append((n * squares - total**2) ** 0.5 / n / 255)
+    return tuple(means), tuple(stds)
+
+
+def _stratified(labels: NDArray[np.int64], size: int, draw: np.random.Generator) -> Indices:
+    total = len(labels)
+    if not 0 < size <= total:
+        raise ConfigError(f"cannot take {size:,} of {total:,} images", fix=f"choose 1 to {total}")
+    classes, counts = np.unique(labels, return_counts=True)
+    quota, remainder = np.divmod(size * counts, total)
+    ties = draw.permutation(len(classes))
+    first = ties[np.argsort(-remainder[ties], kind="stable")]
+    quota[first[: size - quota.sum()]] += 1
+    taken = [draw.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(taken))
+
+
+def _reduced(labels: NDArray[np.int64], size: int | None, seed: int, key: str) -> Indices:
+    if size is None:
+        return np.arange(len(labels))
+    if size > len(labels):
+        raise ConfigError(
+            f"{key} is {size:,}, but there are {len(labels):,} images",
+            fix=f"set {key} to at most {len(labels)}",
+        )
+    return subset(labels, size, seed)
+
+
+def _take(split: Split, rows: Indices) -> Split:
+    """These rows of a split; all of them stay mapped."""
+    return split if len(rows) == len(split.labels) else Split(split.images[rows], split.labels[rows])
+
+
+def _whole(spec: DatasetSpec, folder: Path) -> bool:
+    """Whether `folder` holds this data set, every byte of it."""
+    if not (folder / "meta.json").exists():
+        return False
+    try:
+        found = load(folder, verify=True)
+    except DataError as error:
+        print(f"preparing {spec.name} again: {error.what}", file=sys.stderr)
+        return False
+    meta = read_json(folder / "meta.json")
+    return (found.name, meta["revision"]) == (spec.name, spec.revision)
+
+
+def _check_split(spec: DatasetSpec, name: str, split: Split) -> None:
+    """Raise unless a split is what its data set declares."""
+    images, labels = split.images, split.labels
+    wanted = (spec.sizes[name], *spec.shape)
+    if images.shape != wanted or labels.shape != wanted[:1]:
+        raise DataError(
+            f"{spec.name} has {_count(wanted)} in its {name} split, but {_count(images.shape)} "
+            f"and {len(labels):,} labels were read",
+            fix=f"use the complete data set: {spec.layout}",
+        )
+    if images.dtype != np.uint8 or labels.dtype != np.int64:
+        raise DataError(f"{spec.name}: read() gave {images.dtype} images and {labels.dtype} labels")
+    wrong = np.flatnonzero((labels < 0) | (labels >= spec.num_classes))
+    if wrong.size:
+        raise DataError(
+            f"{spec.name}: row {wrong[0]} of the {name} split has the label {labels[wrong[0]]}, "
+            f"not one of 0 to {spec.num_classes - 1}",
+            fix="get the files again",
+        )
+
+
+def _count(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]:,} images of {' x '.join(map(str, shape[1:]))}"
+
+
+def _statistics(spec: DatasetSpec, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The declared mean and std, or those of the training images."""
+    if spec.mean is not None and spec.std is not None:
+        return spec.mean, spec.std
+    return channel_statistics(images)
+
+
+def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), CHUNK):
+        yield images[start : start + CHUNK]
+
+
+def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array mapped from its file, its type and shape checked."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise _damaged(path)
+    return array
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(
+        "prepared data are missing, truncated or changed",
+        where=str(path),
+        fix=f"delete the folder {path.parent}; the data will be prepared again",
+    )
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well."""
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+        content = temporary / "new"
+        content.mkdir()
+        yield content
+        _sync(content)
+        if out.exists():
+            os.replace(out, temporary / "old")
+        os.replace(content, out)
+        _sync(out.parent)
+    except OSError as error:
+        raise write_error(out, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,57 @@
+"""Weights on disk: safetensors, checked when read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdpipe.core.errors import CheckpointError
+from kdpipe.core.files import atomic
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's parameters and buffers atomically."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read weights into `model`, all of them and nothing else.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or belongs to another network.
+    """
+    tensors = read_weights(path)
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    if wrong:
+        raise CheckpointError(
+            f"the weights belong to another network: {', '.join(wrong[:3])}"
+            + (f" and {len(wrong) - 3} more do not fit" if len(wrong) > 3 else " do not fit"),
+            where=str(path),
+            fix="delete this file's folder; the run will be made again",
+        )
+    model.load_state_dict(tensors)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError("weights are missing", where=str(path), fix="train the run again") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"weights are damaged: {error}",
+            where=str(path),
+            fix="delete the file; the run will be made again",
+        ) from None

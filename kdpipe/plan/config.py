@@ -1,0 +1,265 @@
+"""The settings files: the workflow's config, protocols and scales, read and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from kdpipe.core.errors import ConfigError, DataError, UnknownNameError, nearest
+from kdpipe.core.specs import Augmentation, Frozen, Protocol
+from kdpipe.plan.study import Scale, Study
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Config(Frozen):
+    """What to run and where; the workflow's `config/config.yaml`."""
+
+    studies: tuple[str, ...] = Field((), description="names of files in config/studies")
+    study: str | None = Field(None, description="one study instead of `studies`, for the command line")
+    scale: str | None = Field(None, description="run every study at this scale instead of its own")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by recipe or method name; they win over the studies'"
+    )
+    folder: str = Field("config", description="folder that holds studies/, protocols/ and scales.yaml")
+    results: str = Field("results", description="folder for everything that runs make")
+    data: str | dict[str, str] = Field(
+        "data", description="folder with one folder per data set, or a folder for each data set by name"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(1, ge=1, description="processor threads of one training")
+    gpus: int = Field(0, ge=0, description="GPUs that each training asks the scheduler for")
+    tracking: str | None = Field(
+        None, description="MLflow tracking URI; null is the embedded results/mlflow.db"
+    )
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The studies to run."""
+        return (self.study,) if self.study else self.studies
+
+    def source(self, dataset: str) -> Path:
+        """The folder where a data set is looked for; `KDPIPE_DATA` stands in for the default folder."""
+        if isinstance(self.data, str):
+            root = os.environ.get("KDPIPE_DATA", self.data) if self.data == "data" else self.data
+            return Path(root) / dataset
+        return Path(self.data.get(dataset, os.path.join(os.environ.get("KDPIPE_DATA", "data"), dataset)))
+
+
+class Light(Frozen):
+    """The rate that a protocol uses for light networks (MobileNet, ShuffleNet)."""
+
+    lr: float = Field(gt=0)
+    source: str
+
+
+class ProtocolFile(Frozen):
+    """A protocol as written in config/protocols: each value with its source."""
+
+    title: str = Field(description="one line")
+    source: str = Field(description="where the values come from, unless one says otherwise")
+    settings: Protocol
+    sources: dict[str, str] = Field({}, description="filled in from `{value:, source:}` entries")
+    light: Light | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_sources(cls, data: Any) -> Any:
+        """Take `key: {value: v, source: s}` apart; write augmentations `{crop: {padding: 4}}` out."""
+        if not isinstance(data, dict) or not isinstance(data.get("settings"), dict):
+            return data
+        values, sources = {}, dict(data.get("sources") or {})
+        for key, entry in data["settings"].items():
+            if isinstance(entry, dict) and "value" in entry:
+                unknown = entry.keys() - {"value", "source"}
+                if unknown:
+                    raise ValueError(f"settings.{key}: unknown key '{min(unknown)}'; use value and source")
+                values[key] = entry["value"]
+                if "source" in entry:
+                    sources[key] = str(entry["source"])
+            else:
+                values[key] = entry
+        steps = values.get("augmentation")
+        if isinstance(steps, list):
+            values["augmentation"] = [_augmentation(step) for step in steps]
+        return {**data, "settings": values, "sources": sources}
+
+    def at(self, scale: Scale, light: bool) -> Protocol:
+        """The protocol at a scale: fewer epochs move the milestones in proportion.
+
+        Args:
+            scale: the reduction.
+            light: whether the network is a light one, for which `light.lr` holds.
+        """
+        change: dict[str, Any] = {}
+        if light and self.light:
+            change["lr"] = self.light.lr
+        if scale.epochs and scale.epochs != self.settings.epochs:
+            change["epochs"] = scale.epochs
+            change["milestones"] = tuple(
+                scale_epoch(m, self.settings.epochs, scale.epochs) for m in self.settings.milestones
+            )
+        return self.settings.model_copy(update=change)
+
+
+def scale_epoch(epoch: int, full: int, reduced: int) -> int:
+    """An epoch of a full schedule at the same fraction of a reduced one (at least 1)."""
+    return max(1, round(epoch * reduced / full))
+
+
+def read_config(path: Path, override: Mapping[str, Any] | None = None) -> Config:
+    """Read the workflow's config file, then let `override` win."""
+    return parse(Config, {**read_yaml(path), **(override or {})}, str(path))
+
+
+def check_config(values: Mapping[str, Any]) -> Config:
+    """Check settings that Snakemake has read already."""
+    return parse(Config, dict(values), "config")
+
+
+def read_study(name: str, folder: Path) -> Study:
+    """Read `studies/<name>.yaml`."""
+    return parse(Study, read_yaml(_find("study", name, folder / "studies")), f"{folder}/studies/{name}.yaml")
+
+
+def read_protocol(name: str, folder: Path, where: str | None = None) -> ProtocolFile:
+    """Read `protocols/<name>.yaml`."""
+    file = _find("protocol", name, folder / "protocols", where)
+    return parse(ProtocolFile, read_yaml(file), str(file))
+
+
+def read_scales(folder: Path) -> dict[str, Scale]:
+    """Read `scales.yaml`: the reductions that every study can be run at."""
+    file = folder / "scales.yaml"
+    if not file.is_file():
+        return {}
+    return {name: parse(Scale, value, f"{file}: {name}") for name, value in read_yaml(file).items()}
+
+
+def names(kind: str, folder: Path) -> list[str]:
+    """Names of the studies or protocols in a config folder (`kind` is `studies` or `protocols`)."""
+    return sorted(f.stem for f in (folder / kind).glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, holds a key twice, or holds something else.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError("the file is not there", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the file cannot be read: {error}", where=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"not valid YAML: {problem}", where=place) from None
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigError("the file must hold keys and values", where=str(path))
+    return value
+
+
+def parse(model: type[M], value: Any, where: str) -> M:
+    """Check `value` against a settings class; the first mistake becomes one clear message."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, model, where) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    """Turn pydantic's report into one message: file, key, what is wrong, nearest valid name."""
+    found = error.errors()  # a misspelt key is reported twice: as unknown, and as missing
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    loc = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    key = ".".join(str(part) for part in loc)
+    place = f"{where}, key '{key}'" if key else where
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(model, loc)
+        near = nearest(str(loc[-1]), known)
+        fix = f"did you mean '{near}'?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"unknown key '{loc[-1]}'", where=place, fix=fix)
+    if first["type"] == "missing":
+        return ConfigError(f"the key '{key}' is missing", where=where, fix=f"add '{loc[-1]}:'")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    told = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return ConfigError(f"{message}{told}", where=place)
+
+
+def _keys_beside(model: type[BaseModel], loc: list[Any]) -> list[str]:
+    """The valid keys at the level where the last element of `loc` stands."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = _model_in(field.annotation) if field else None
+        if isinstance(part, str) and inner:
+            model = inner
+    return sorted(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
+
+
+def _augmentation(step: Any) -> Any:
+    if isinstance(step, str):
+        return Augmentation(name=step)
+    if isinstance(step, dict) and len(step) == 1:
+        ((name, settings),) = step.items()
+        return {"name": name, "settings": settings or {}}
+    return step
+
+
+def _find(kind: str, name: str, folder: Path, where: str | None = None) -> Path:
+    file = folder / f"{name}.yaml"
+    if file.is_file():
+        return file
+    if not folder.is_dir():
+        raise DataError(f"the folder of {kind} files is not there", where=str(folder))
+    raise UnknownNameError.of(kind, name, (f.stem for f in folder.glob("*.yaml")), where=where)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys, and with `1e-5` read as a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        try:
+            repeated = key in seen
+        except TypeError:
+            raise yaml.MarkedYAMLError(
+                problem="a key must be plain text", problem_mark=key_node.start_mark
+            ) from None
+        if repeated:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(  # YAML 1.1 wants a dot in 1.0e-5; people write 1e-5
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

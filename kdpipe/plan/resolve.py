@@ -1,0 +1,361 @@
+"""From studies to runs: every default filled in, every name checked, before any job starts.
+
+This is the one part of the plan that asks the plug-ins (and so imports torch, through the registry);
+`kdpipe.plan.load` runs it in a process of its own when a Snakefile is parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdpipe.api.dataset import DatasetSpec
+from kdpipe.api.model import ModelSpec
+from kdpipe.api.settings import Published, later_settings
+from kdpipe.core import registry
+from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
+from kdpipe.core.measures import METRICS
+from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
+from kdpipe.engine.augment import Pipeline
+from kdpipe.nn.taps import expand
+from kdpipe.plan.config import (
+    Config,
+    ProtocolFile,
+    explain,
+    read_protocol,
+    read_scales,
+    read_study,
+    scale_epoch,
+)
+from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy
+from kdpipe.plan.study import Entry, Pair, Scale, Study
+
+
+def resolve(config: Config) -> Plan:
+    """Every run that the configured studies need; runs that studies share appear once.
+
+    Raises:
+        ConfigError: a name, a setting or a combination is wrong; the message says where.
+    """
+    if not config.wanted:
+        raise ConfigError("no study is asked for", where="key 'studies'", fix="name files of config/studies")
+    folder = Path(config.folder)
+    _check_setting_names(config.settings, where="settings (config or command line)")
+    plans = [
+        _StudyResolver(name, read_study(name, folder), config, folder).resolve()
+        for name in dict.fromkeys(config.wanted)
+    ]
+    return _merge(plans)
+
+
+@dataclass
+class _Resolved:
+    """An objective's settings and where each came from."""
+
+    part: Part
+    sources: dict[str, str]
+    later: dict[str, Any]
+    plugin: Any
+
+
+@dataclass
+class _StudyResolver:
+    """Resolves one study.
+
+    Args:
+        name: its file's name.
+        study: its content.
+        config: the workflow's settings.
+        folder: where protocols and scales lie.
+    """
+
+    name: str
+    study: Study
+    config: Config
+    folder: Path
+    runs: dict[str, PlannedRun] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.where = f"{self.folder}/studies/{self.name}.yaml"
+        self.protocol: ProtocolFile = read_protocol(
+            self.study.protocol, self.folder, f"{self.where}, key 'protocol'"
+        )
+        self.dataset: DatasetSpec = registry.datasets.get(
+            self.study.dataset, where=f"{self.where}, key 'dataset'"
+        )
+        self.scale_name, self.scale = self._scale()
+        self.models = {
+            name: registry.models.get(name, where=f"{self.where}, key 'pairs'")
+            for pair in self.study.pairs
+            for name in (pair.teacher, pair.student)
+        }
+        self.seeds = self.study.seeds[: self.scale.seeds]
+        self.data = self._data()
+        try:
+            Pipeline(self.protocol.settings.augmentation)
+        except UserError as error:
+            raise error.at(f"{self.folder}/protocols/{self.study.protocol}.yaml") from None
+        for metric in self.study.metrics:
+            if metric not in METRICS:
+                raise UnknownNameError.of("measure", metric, METRICS, where=f"{self.where}, key 'metrics'")
+        _check_setting_names(self.study.settings, where=f"{self.where}, key 'settings'")
+        for key, kind, entries in (
+            ("recipes", registry.recipes, self.study.recipes),
+            ("methods", registry.methods, self.study.methods),
+        ):
+            for entry in entries:
+                kind.get(entry.name, where=f"{self.where}, key '{key}'")
+
+    def resolve(self) -> Plan:
+        """The study's runs and cells, in the order of its table."""
+        for pair in self.study.pairs:
+            for recipe in self.study.recipes:
+                for seed in self.seeds:
+                    teacher = self._teacher(pair, recipe, seed)
+                    self._cell(TEACHER, recipe, pair, seed, teacher, own=True)
+                    self._students(pair, recipe, seed, teacher)
+                    self._curves(pair, recipe, seed, teacher)
+        cells = tuple(dict.fromkeys(self.cells))
+        study = PlannedStudy(self.name, self.study, self.scale_name, cells)
+        return Plan(self.runs, {self.name: study})
+
+    def _students(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
+        for method in self.study.methods:
+            if registry.methods.get(method.name).teacher:
+                self._student_cell("table", method, pair, recipe, seed, teacher, None)
+            else:
+                run = self._student(method, pair, None, seed, None, None)
+                self.cells.append(Cell("table", method.label, None, None, pair.student, seed, None, run))
+
+    def _curves(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
+        by_label = {m.label: m for m in self.study.methods}
+        for curve in self.study.curves:
+            method = by_label[curve.method]
+            for epoch in self._curve_epochs(curve.epochs, pair.teacher):
+                last = epoch == self._protocol(pair.teacher).epochs
+                at = None if last else epoch
+                self._student_cell("curve", method, pair, recipe, seed, teacher, at)
+                self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="curve", epoch=at)
+                if at is not None:
+                    kept = self.runs[teacher]
+                    self.runs[teacher] = replace(kept, keep=tuple(sorted({*kept.keep, epoch})))
+
+    def _student_cell(
+        self,
+        part: str,
+        method: Entry,
+        pair: Pair,
+        recipe: Entry,
+        seed: int,
+        teacher: str,
+        epoch: int | None,
+    ) -> None:
+        why = self._skip(method, pair, recipe)
+        run = None if why else self._student(method, pair, recipe, seed, teacher, epoch)
+        self._cell(method.label, recipe, pair, seed, run, part=part, epoch=epoch, skipped=why)
+
+    def _cell(
+        self,
+        row: str,
+        recipe: Entry,
+        pair: Pair,
+        seed: int,
+        run: str | None,
+        *,
+        own: bool = False,
+        part: str = "table",
+        epoch: int | None = None,
+        skipped: str | None = None,
+    ) -> None:
+        student = None if own else pair.student
+        self.cells.append(Cell(part, row, recipe.label, pair.teacher, student, seed, epoch, run, skipped))
+
+    def _teacher(self, pair: Pair, recipe: Entry, seed: int) -> str:
+        objective = self._objective("recipe", recipe, pair, recipe.name)
+        spec = self._spec(pair.teacher, seed, recipe=objective.part)
+        label = f"teacher_{self.dataset.name}_{pair.teacher}_{recipe.name}_s{seed}"
+        return self._add(spec, label, objective, (pair.teacher, None), recipe.name, None)
+
+    def _student(
+        self,
+        method: Entry,
+        pair: Pair,
+        recipe: Entry | None,
+        seed: int,
+        teacher: str | None,
+        epoch: int | None,
+    ) -> str:
+        recipe_name = recipe.name if recipe else None
+        objective = self._objective("method", method, pair, recipe_name or "*")
+        ref = TeacherRef(run=self.runs[teacher].run.id, epoch=epoch) if teacher else None
+        spec = self._spec(pair.student, seed, method=objective.part, teacher=ref)
+        label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
+        if teacher:
+            at = f"_e{epoch}" if epoch else ""
+            nets = f"{pair.teacher}-{pair.student}"
+            label = f"student_{self.dataset.name}_{nets}_{method.name}_{recipe_name}{at}_s{seed}"
+        networks = (pair.teacher if teacher else None, pair.student)
+        return self._add(spec, label, objective, networks, recipe_name, teacher)
+
+    def _add(
+        self,
+        spec: RunSpec,
+        label: str,
+        objective: _Resolved,
+        pair: tuple[str | None, str | None],
+        recipe: str | None,
+        teacher: str | None,
+    ) -> str:
+        run = Run(
+            spec=spec,
+            label=label,
+            protocol=self.study.protocol,
+            scale=self.scale_name,
+            sources=objective.sources,
+            pair=pair,
+            recipe=recipe,
+            later=objective.later,
+        )
+        name = run.name
+        if name not in self.runs:
+            self.runs[name] = PlannedRun(run, teacher, self.dataset.folder, studies=(self.name,))
+        return name
+
+    def _spec(
+        self,
+        model: str,
+        seed: int,
+        *,
+        recipe: Part | None = None,
+        method: Part | None = None,
+        teacher: TeacherRef | None = None,
+    ) -> RunSpec:
+        return RunSpec(
+            data=self.data,
+            model=Part(name=model, revision=self.models[model].revision),
+            protocol=self._protocol(model),
+            recipe=recipe,
+            method=method,
+            teacher=teacher,
+            seed=seed,
+        )
+
+    def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
+        """Settings of a recipe or method: default < published < study < entry < command line."""
+        plugin = registry.REGISTRIES[kind].get(entry.name)
+        published = _published(plugin.published, self.dataset.name, pair, recipe)
+        layers = (
+            (published.settings if published else {}, f"published: {published.source}" if published else ""),
+            (self.study.settings.get(entry.name, {}), f"study {self.name}"),
+            (entry.settings, f"study {self.name}"),
+            (self.config.settings.get(entry.name, {}), "command line"),
+        )
+        values: dict[str, Any] = {}
+        sources = dict.fromkeys(plugin.Config.model_fields, "default")
+        for settings, source in layers:
+            values |= settings
+            sources |= dict.fromkeys(settings, source)
+        try:
+            settings = plugin.Config.model_validate(values).model_dump(mode="json")
+        except ValidationError as error:
+            key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
+            origin = sources.get(key, "default")
+            raise explain(
+                error, plugin.Config, f"{self.where}, settings of {kind} '{entry.name}' ({origin})"
+            ) from None
+        part = Part(name=entry.name, revision=plugin.revision, settings=settings)
+        return _Resolved(part, sources, later_settings(plugin.Config), plugin)
+
+    def _skip(self, method: Entry, pair: Pair, recipe: Entry) -> str | None:
+        """Why a method cannot distil a pair: its own reason, or a tap that a network lacks."""
+        resolved = self._objective("method", method, pair, recipe.name)
+        objective = resolved.plugin(resolved.plugin.Config(**resolved.part.settings))
+        teacher, student = self.models[pair.teacher], self.models[pair.student]
+        wish = objective.taps()
+        for spec, names in ((student, wish.student), (teacher, wish.teacher)):
+            try:
+                expand(spec, names)
+            except PluginError as error:
+                return str(error)
+        reason: str | None = objective.skip(student, teacher)
+        return reason
+
+    def _protocol(self, model: str) -> Protocol:
+        spec: ModelSpec = self.models[model]
+        return self.protocol.at(self.scale, spec.light)
+
+    def _curve_epochs(self, epochs: tuple[int, ...], teacher: str) -> list[int]:
+        full, reduced = self.protocol.settings.epochs, self._protocol(teacher).epochs
+        if max(epochs) > full:
+            raise ConfigError(
+                f"a curve asks for teacher epoch {max(epochs)}; the protocol has {full}",
+                where=f"{self.where}, key 'curves'",
+            )
+        return sorted({scale_epoch(e, full, reduced) for e in epochs})
+
+    def _scale(self) -> tuple[str, Scale]:
+        name = self.config.scale or self.study.scale
+        known = {"full": Scale(), **read_scales(self.folder), **self.study.scales}
+        if name not in known:
+            raise UnknownNameError.of("scale", name, known, where=f"{self.where}, key 'scale'")
+        return name, known[name]
+
+    def _data(self) -> DataSpec:
+        sizes = self.dataset.sizes
+
+        def limit(asked: int | None, split: str) -> int | None:
+            return asked if asked is not None and asked < sizes[split] else None
+
+        return DataSpec(
+            dataset=self.dataset.name,
+            revision=self.dataset.revision,
+            split=self.study.split,
+            train_samples=limit(self.scale.train_samples, "train"),
+            test_samples=limit(self.scale.test_samples, "test"),
+        )
+
+
+def _published(rows: tuple[Published, ...], dataset: str, pair: Pair, recipe: str) -> Published | None:
+    """The most specific published row that matches, or None."""
+    matches = [
+        (stars, order, row)
+        for order, row in enumerate(rows)
+        if (stars := row.stars(dataset, pair.teacher, pair.student, recipe)) is not None
+    ]
+    return min(matches, key=lambda m: m[:2])[2] if matches else None
+
+
+def _check_setting_names(settings: Mapping[str, Any], where: str) -> None:
+    known = [*registry.recipes.names(), *registry.methods.names()]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError.of("recipe or method", name, known, where=where)
+
+
+def _merge(plans: list[Plan]) -> Plan:
+    """The union of the studies' plans: shared runs once, with everything that anyone wants kept."""
+    runs: dict[str, PlannedRun] = {}
+    studies: dict[str, PlannedStudy] = {}
+    for name, planned in _all_runs(plans):
+        if name in runs:
+            known = runs[name]
+            runs[name] = replace(
+                known,
+                keep=tuple(sorted({*known.keep, *planned.keep})),
+                studies=tuple(dict.fromkeys((*known.studies, *planned.studies))),
+            )
+        else:
+            runs[name] = planned
+    for plan in plans:
+        studies |= plan.studies
+    return Plan(runs, studies)
+
+
+def _all_runs(plans: list[Plan]) -> Iterator[tuple[str, PlannedRun]]:
+    for plan in plans:
+        yield from plan.runs.items()

@@ -1,0 +1,43 @@
+"""Are the stored results whole, and made by the code at hand?"""
+
+from __future__ import annotations
+
+from kdpipe.core.errors import UserError
+from kdpipe.core.files import read_json, sha256
+from kdpipe.core.fingerprint import code_of, fingerprint
+from kdpipe.core.paths import Results, RunPaths
+from kdpipe.core.specs import Run
+from kdpipe.plan.plan import Plan
+
+
+def verify_results(plan: Plan, results: Results) -> list[str]:
+    """One line for each stored run of the plan that is damaged, incomplete or made by other code."""
+    found = []
+    for name, planned in plan.runs.items():
+        paths = results.run(name)
+        if paths.status.is_file():
+            found += [f"{name}: {problem}" for problem in _problems(planned.run, paths)]
+    return found
+
+
+def _problems(run: Run, paths: RunPaths) -> list[str]:
+    missing = [
+        file.name
+        for file in (paths.model, paths.predictions, paths.history, paths.spec, paths.provenance)
+        if not file.is_file()
+    ]
+    if missing:
+        return [f"lacks {', '.join(missing)}"]
+    problems = []
+    try:
+        record = read_json(paths.provenance)
+        if read_json(paths.spec)["id"] != run.id:
+            problems.append("its spec.json belongs to another run")
+        if record["code"] != fingerprint(code_of(run)):
+            problems.append(f"made by other code ({record['code']})")
+        for file, key in ((paths.model, "model"), (paths.predictions, "predictions")):
+            if sha256(file) != record["outputs"][key]:
+                problems.append(f"{file.name} has changed since it was written")
+    except (UserError, KeyError) as error:
+        problems.append(f"cannot be read: {error}")
+    return problems

@@ -1,0 +1,373 @@
+"""The tables of a study as rows and columns of text, before any file format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from kdpipe.core.errors import UnknownNameError
+from kdpipe.core.measures import METRICS, Measure
+from kdpipe.core.paths import Results
+from kdpipe.plan.load import study_digest
+from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
+from kdpipe.plan.study import Pair
+from kdpipe.tables.collect import Measurement, collect, read_provenance
+from kdpipe.tables.statistics import Mark, Summary, rank, summarise
+
+Kind = Literal["teacher", "scratch", "method", "epoch"]
+VERSIONS = ("kdpipe", "torch", "numpy", "python")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one shown number is about; the fields are those of `Cell`."""
+
+    part: str
+    row: str
+    recipe: str
+    teacher: str
+    student: str
+    epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shown cell.
+
+    Attributes:
+        place: what it is about.
+        summary: its numbers.
+        text: the number as shown, e.g. `98.21 ± 0.15 (n=2)`.
+        mark: `best` or `second` of its column, if either.
+        note: number of the footnote that explains it, if any.
+    """
+
+    place: Place
+    summary: Summary
+    text: str
+    mark: Mark | None = None
+    note: int | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column under a heading that it may share with its neighbours."""
+
+    group: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row."""
+
+    label: str
+    kind: Kind
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table: one measure of the study, or one checkpoint-sampling curve.
+
+    Attributes:
+        title: its heading, with unit and direction.
+        corner: heading of the row labels.
+        metric: name of the measure.
+        columns: its columns.
+        lines: its rows; each has one entry per column.
+    """
+
+    title: str
+    corner: str
+    metric: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Neighbouring columns with one heading: (heading, number of columns)."""
+        runs: list[tuple[str, int]] = []
+        for column in self.columns:
+            if runs and runs[-1][0] == column.group:
+                runs[-1] = (column.group, runs[-1][1] + 1)
+            else:
+                runs.append((column.group, 1))
+        return runs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that is shown of a study.
+
+    Attributes:
+        title: one line.
+        blocks: the measures' tables, then the curves.
+        footnotes: reasons, numbered from 1.
+        notes: how to read the numbers and where they come from.
+        missing: planned runs without a result.
+        collapsed: runs that diverged.
+        total: planned runs.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    footnotes: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: int
+    collapsed: int
+    total: int
+
+    @cached_property
+    def entries(self) -> list[tuple[str, Entry]]:
+        """Every (measure, entry) of every block, in order."""
+        return [(b.metric, e) for b in self.blocks for line in b.lines for e in line.entries]
+
+
+def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
+    """Collect a study's results and arrange them as tables.
+
+    A student without a teacher has one number, which is shown in every recipe's column of its pair;
+    likewise a teacher's number in every pair that has that teacher.
+
+    Raises:
+        ResultsError: a result cannot be read.
+    """
+    measurements = collect(study, plan, results)
+    known = _summaries(measurements)
+    blocks = [_table(study, metric, known) for metric in study.study.metrics]
+    blocks += _curves(study, known)
+    blocks, footnotes = _number_notes(blocks)
+    states = {m.run: m.status for m in measurements if m.run and m.status in ("missing", "collapsed")}
+    missing = sum(status == "missing" for status in states.values())
+    collapsed = len(states) - missing
+    return Layout(
+        title=study.study.title,
+        blocks=tuple(blocks),
+        footnotes=footnotes,
+        notes=tuple(_notes(study, results, missing, collapsed)),
+        missing=missing,
+        collapsed=collapsed,
+        total=len(study.runs()),
+    )
+
+
+def measure(name: str) -> Measure:
+    """How the measure called `name` is shown.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in METRICS:
+        raise UnknownNameError.of("measure", name, METRICS)
+    return METRICS[name]
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with fixed decimals and never a negative zero."""
+    return f"{value:z.{decimals}f}"
+
+
+def entry_text(summary: Summary, decimals: int) -> str:
+    """A cell as text: `mean ± std (n=2)`, `N.A.(epoch)` if diverged, `…` if missing, `–` if there is none.
+
+    What some seeds lack is said beside the mean of the others: `97.10 (n=1, N.A.(8))`.
+    """
+    failed = f"N.A.({', '.join(map(str, dict.fromkeys(summary.collapsed)))})" if summary.collapsed else ""
+    waiting = "…" if summary.missing else ""
+    if summary.mean is None:
+        return " ".join(filter(None, [failed, waiting])) or "–"
+    spread = "" if summary.std is None else f" ± {number(summary.std, decimals)}"
+    inside = ", ".join(filter(None, [f"n={summary.n}", failed, waiting]))
+    return f"{number(summary.mean, decimals)}{spread} ({inside})"
+
+
+def pair_title(teacher: str | None, student: str | None) -> str:
+    """`teacher → student`, or the only one there is."""
+    return " → ".join(filter(None, [teacher, student]))
+
+
+def block_title(name: str) -> str:
+    """A measure's heading: title, unit, direction."""
+    shown = measure(name)
+    details = [shown.unit, f"{shown.better} is better" if shown.better else ""]
+    inside = ", ".join(filter(None, details))
+    return f"{shown.title} ({inside})" if inside else shown.title
+
+
+_Key = tuple[str, str, str | None, str | None, str | None, int | None, str]
+
+
+def _summaries(measurements: Iterable[Measurement]) -> dict[_Key, Summary]:
+    seeds: dict[_Key, list[Measurement]] = {}
+    for m in measurements:
+        seeds.setdefault((m.part, m.row, m.recipe, m.teacher, m.student, m.epoch, m.metric), []).append(m)
+    return {key: summarise(group) for key, group in seeds.items()}
+
+
+def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
+    """The entry of a place; a teacher's number is found without a student, a scratch student's without a teacher."""
+    p = place
+    keys: list[_Key] = [
+        (p.part, p.row, p.recipe, p.teacher, p.student, p.epoch, metric),
+        (p.part, p.row, p.recipe, p.teacher, None, p.epoch, metric),
+        (p.part, p.row, None, None, p.student, p.epoch, metric),
+    ]
+    found = next((known[key] for key in keys if key in known), None)
+    summary = found or Summary(None, None, 0, 0, reason="not part of the study")
+    return Entry(place, summary, entry_text(summary, measure(metric).decimals))
+
+
+def _table(study: PlannedStudy, metric: str, known: Mapping[_Key, Summary]) -> Block:
+    """The table of one measure: rows are methods, columns are recipes within pairs."""
+    heads = [(pair, recipe.label) for pair in study.study.pairs for recipe in study.study.recipes]
+    lines = [
+        Line(
+            row,
+            kind,
+            tuple(_entry(known, Place("table", row, r, p.teacher, p.student), metric) for p, r in heads),
+        )
+        for row, kind in _rows(study)
+    ]
+    return Block(
+        title=block_title(metric),
+        corner="method",
+        metric=metric,
+        columns=tuple(Column(pair_title(p.teacher, p.student), r) for p, r in heads),
+        lines=tuple(_marked(lines, metric)),
+    )
+
+
+def _rows(study: PlannedStudy) -> list[tuple[str, Kind]]:
+    """Row labels: the teacher, then students without a teacher, then the methods."""
+    alone = {c.row for c in study.cells if c.row != TEACHER and c.recipe is None}
+    labels = [entry.label for entry in study.study.methods]
+    rows: list[tuple[str, Kind]] = [(TEACHER, "teacher")]
+    rows += [(label, "scratch") for label in labels if label in alone]
+    return rows + [(label, "method") for label in labels if label not in alone]
+
+
+def _marked(lines: Sequence[Line], metric: str) -> list[Line]:
+    """The lines with the best and second best student of each column marked."""
+    shown = measure(metric)
+    marks: dict[tuple[int, int], Mark] = {}
+    for column in range(len(lines[0].entries)):
+        students = {
+            (row, column): line.entries[column].summary
+            for row, line in enumerate(lines)
+            if line.kind != "teacher"
+        }
+        marks |= rank(students, shown.better, shown.decimals)
+    return [
+        replace(
+            line,
+            entries=tuple(
+                replace(entry, mark=marks.get((row, column))) for column, entry in enumerate(line.entries)
+            ),
+        )
+        for row, line in enumerate(lines)
+    ]
+
+
+def _curves(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
+    """One table per checkpoint-sampling curve and pair: rows are the teacher's epochs."""
+    metric = study.study.metrics[0]
+    return [
+        _curve(study, pair, curve.method, metric, known)
+        for curve in study.study.curves
+        for pair in study.study.pairs
+    ]
+
+
+def _curve(
+    study: PlannedStudy, pair: Pair, method: str, metric: str, known: Mapping[_Key, Summary]
+) -> Block:
+    recipes = [recipe.label for recipe in study.study.recipes]
+    heads = [(recipe, row) for recipe in recipes for row in (TEACHER, method)]
+    lines = [
+        Line(
+            str(epoch),
+            "epoch",
+            tuple(
+                _entry(known, Place("curve", row, recipe, pair.teacher, pair.student, epoch), metric)
+                for recipe, row in heads
+            ),
+        )
+        for epoch in curve_epochs(known, pair, method)
+    ]
+    about = f"{method} from sampled checkpoints, {pair_title(pair.teacher, pair.student)}"
+    return Block(
+        title=f"{block_title(metric)}: {about}",
+        corner="teacher epoch",
+        metric=metric,
+        columns=tuple(Column(recipe, row) for recipe, row in heads),
+        lines=tuple(lines),
+    )
+
+
+def curve_epochs(known: Iterable[_Key], pair: Pair, method: str) -> list[int]:
+    """The teacher's epochs on a curve, ascending."""
+    return sorted(
+        {
+            epoch
+            for part, row, _, teacher, student, epoch, _ in known
+            if part == "curve"
+            and epoch is not None
+            and (row, teacher, student) == (method, pair.teacher, pair.student)
+        }
+    )
+
+
+def _number_notes(blocks: Iterable[Block]) -> tuple[list[Block], tuple[str, ...]]:
+    """The blocks with each reason replaced by its number, and the reasons in order of number."""
+    numbers: dict[str, int] = {}
+
+    def numbered(entry: Entry) -> Entry:
+        reason = entry.summary.reason
+        return replace(entry, note=numbers.setdefault(reason, len(numbers) + 1)) if reason else entry
+
+    done = [
+        replace(
+            block,
+            lines=tuple(
+                replace(line, entries=tuple(numbered(e) for e in line.entries)) for line in block.lines
+            ),
+        )
+        for block in blocks
+    ]
+    return done, tuple(numbers)
+
+
+def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) -> Iterable[str]:
+    total = len(study.runs())
+    if missing:
+        yield f"{missing} of {total} runs missing (…): this table is not complete."
+    if collapsed:
+        count = "1 run" if collapsed == 1 else f"{collapsed} runs"
+        yield f"{count} diverged: N.A.(e) says after which epoch."
+    yield scale_note(study)
+    yield (
+        "Mean ± sample standard deviation over n seeds; one seed has no deviation. "
+        "Best student of a column in bold, second underlined, among those with every seed finished."
+    )
+    yield f"Selection: last epoch. Data: {study.study.dataset}, {study.study.split}. Measured on the test set."
+    yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
+
+
+def scale_note(study: PlannedStudy) -> str:
+    """At which scale the study was run, and what that means for its numbers."""
+    if study.scale == "full":
+        return "Scale: full."
+    return f"Scale: {study.scale}, a reduction: not to be compared with numbers at full scale."
+
+
+def versions(study: PlannedStudy, results: Results) -> str:
+    """The software that made the runs; several versions of one are listed together."""
+    records = [r for r in (read_provenance(results, run) for run in study.runs()) if r]
+    parts = []
+    for name in VERSIONS:
+        seen = sorted({str(r[name]) for r in records if r.get(name)})
+        parts += [f"{name} {', '.join(seen)}"] if seen else []
+    return f"Made with {'; '.join(parts)}." if parts else ""

@@ -1,0 +1,278 @@
+"""Tables as files (CSV, Markdown, LaTeX, HTML) and on the terminal; the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdpipe.core.files import write_text
+from kdpipe.core.paths import Results
+from kdpipe.plan.plan import Plan, PlannedStudy
+from kdpipe.tables.collect import collect, frame
+from kdpipe.tables.layout import Block, Entry, Layout, lay_out, pair_title
+from kdpipe.tables.templates import page
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "…": r"\dots{}",
+    "–": r"\textendash{}",
+    "\n": " ",
+}
+_LATEX_STYLES = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}
+_MARKDOWN_STYLES = {"best": "**%s**", "second": "<u>%s</u>"}
+_TERMINAL_STYLES = {"best": "bold green", "second": "underline"}
+
+
+def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
+    """Write a study's tables and figures from whatever results are there.
+
+    Args:
+        study: the study.
+        plan: the plan that the study is part of.
+        results: the results folder; files go to `results/studies/<study>/`.
+
+    Returns:
+        The files written: table.csv, .md, .tex, .html, seeds.csv and the figures with their data.
+
+    Raises:
+        ResultsError: a result cannot be read, or the folder cannot be written.
+    """
+    from kdpipe.tables.figures import draw
+
+    layout = lay_out(study, plan, results)
+    folder = results.study(study.name)
+    texts = {
+        "table.csv": _csv(aggregated(study, layout)),
+        "seeds.csv": _csv(frame(collect(study, plan, results))),
+        "table.md": markdown(layout),
+        "table.tex": latex(layout, study.name),
+        "table.html": html(layout),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts] + draw(study, plan, results)
+
+
+def aggregated(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
+    """The tables as one tidy frame: a row per shown number, with its runs' folders and ids."""
+    import pandas as pd
+
+    rows = [{"study": study.name, "scale": study.scale, **_tidy(m, e, layout)} for m, e in layout.entries]
+    return pd.DataFrame(rows).astype({"epoch": "Int64"})
+
+
+def _tidy(metric: str, entry: Entry, layout: Layout) -> dict[str, Any]:
+    place, summary = entry.place, entry.summary
+    return {
+        "part": place.part,
+        "row": place.row,
+        "recipe": place.recipe,
+        "teacher": place.teacher,
+        "student": place.student,
+        "pair": pair_title(place.teacher, place.student),
+        "epoch": place.epoch,
+        "metric": metric,
+        "mean": summary.mean,
+        "std": summary.std,
+        "n": summary.n,
+        "planned": summary.planned,
+        "missing": summary.missing,
+        "collapsed": " ".join(map(str, summary.collapsed)),
+        "mark": entry.mark or "",
+        "text": entry.text,
+        "note": layout.footnotes[entry.note - 1] if entry.note else "",
+        "runs": " ".join(summary.runs),
+        "ids": " ".join(summary.ids),
+    }
+
+
+def _csv(table: pd.DataFrame) -> str:
+    text = io.StringIO()
+    table.to_csv(text, index=False, lineterminator="\n")
+    return text.getvalue()
+
+
+def markdown(layout: Layout) -> str:
+    """The tables in Markdown; column headings hold pair and recipe, as Markdown cannot span columns."""
+    parts = [f"# {markdown_escape(layout.title)}"]
+    for block in layout.blocks:
+        heads = [block.corner, *(f"{c.group}<br>{c.label}" for c in _escaped_columns(block))]
+        rows = [heads, ["---", *["---:"] * len(block.columns)]]
+        rows += [
+            [markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines
+        ]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts += [f"## {markdown_escape(block.title)}", table]
+    if layout.footnotes:
+        parts.append(
+            "\n".join(f"<sup>{i}</sup> {markdown_escape(n)}<br>" for i, n in enumerate(layout.footnotes, 1))
+        )
+    parts += [markdown_escape(note) for note in layout.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped_columns(block: Block) -> Iterable[Any]:
+    return (type(c)(markdown_escape(c.group), markdown_escape(c.label)) for c in block.columns)
+
+
+def _markdown_cell(entry: Entry) -> str:
+    style = _MARKDOWN_STYLES[entry.mark] if entry.mark else "%s"
+    return style % entry.text + (f"<sup>{entry.note}</sup>" if entry.note else "")
+
+
+def markdown_escape(text: str) -> str:
+    """`text` so that Markdown (also within a table) shows it as it is, on one line."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
+
+
+def latex(layout: Layout, name: str) -> str:
+    """The tables in LaTeX, to be read by `\\input`; they need the package booktabs.
+
+    Args:
+        layout: the study's tables.
+        name: name of the study, for the tables' labels.
+    """
+    tables = [_latex_table(layout, block, f"tab:{name}-{i}") for i, block in enumerate(layout.blocks, 1)]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+
+
+def _latex_table(layout: Layout, block: Block, label: str) -> str:
+    used = sorted({e.note for line in block.lines for e in line.entries if e.note})
+    notes = [f"$^{{{i}}}$ {latex_escape(layout.footnotes[i - 1])}." for i in used]
+    notes += [latex_escape(note) for note in layout.notes]
+    groups, rules, start = [], [], 2
+    for title, span in block.groups:
+        groups.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(title)}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+        start += span
+    rows = []
+    for above, line in zip([None, *block.lines], block.lines, strict=False):
+        if above and above.kind != line.kind:
+            rows.append(r"\midrule")
+        rows.append(_latex_row([latex_escape(line.label), *map(_latex_cell, line.entries)]))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{latex_escape(f'{layout.title}: {block.title}')}}}",
+            rf"\label{{{latex_label(label)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
+            r"\toprule",
+            _latex_row(["", *groups]),
+            " ".join(rules),
+            _latex_row(latex_escape(text) for text in [block.corner, *(c.label for c in block.columns)]),
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            r"\smallskip\parbox{\linewidth}{\footnotesize " + "\n".join(notes) + "}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_cell(entry: Entry) -> str:
+    style = _LATEX_STYLES[entry.mark] if entry.mark else "%s"
+    note = rf"\textsuperscript{{{entry.note}}}" if entry.note else ""
+    return style % latex_escape(entry.text) + note
+
+
+def latex_escape(text: str) -> str:
+    """`text` so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def latex_label(text: str) -> str:
+    """`text` reduced to what a LaTeX label may hold."""
+    return re.sub(r"[^A-Za-z0-9:.-]+", "-", text)
+
+
+def html(layout: Layout) -> str:
+    """The tables as one standalone page."""
+    return page("table.html", layout=layout)
+
+
+def terminal_table(
+    study: PlannedStudy, plan: Plan, results: Results, console: Console | None = None
+) -> None:
+    """Print a study's tables; a pair has a table of its own, so that they fit a terminal.
+
+    Args:
+        study: the study.
+        plan: the plan that the study is part of.
+        results: the results folder.
+        console: where to; default: standard output.
+    """
+    from rich.console import Console
+
+    console = console or Console(highlight=False)
+    for part in _terminal_parts(lay_out(study, plan, results)):
+        console.print(part)
+
+
+def _terminal_parts(layout: Layout) -> Iterable[RenderableType]:
+    from rich.text import Text
+
+    yield Text(f"\n{layout.title}", style="bold")
+    for block in layout.blocks:
+        yield Text(f"\n{block.title}", style="italic")
+        curve = block.lines[0].kind == "epoch" if block.lines else False
+        groups = [None] if curve else [title for title, _ in block.groups]
+        for group in groups:
+            yield _terminal_table(block, group)
+    for i, note in enumerate(layout.footnotes, 1):
+        yield Text(f"[{i}] {note}")
+    for note in layout.notes:
+        yield Text(note, style="dim")
+
+
+def _terminal_table(block: Block, group: str | None) -> Table:
+    """The columns of one group (None: all, headed by their groups) as a rich table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [i for i, c in enumerate(block.columns) if group in (None, c.group)]
+    table = Table(box=box.SIMPLE_HEAD, title=group and Text(group), title_justify="left")
+    table.add_column(block.corner)
+    for i in shown:
+        column = block.columns[i]
+        head = column.label if group else f"{column.group}\n{column.label}"
+        table.add_column(Text(head), justify="right", no_wrap=True)
+    for line in block.lines:
+        cells = [_terminal_cell(line.entries[i]) for i in shown]
+        table.add_row(Text(line.label), *cells)
+    return table
+
+
+def _terminal_cell(entry: Entry) -> RenderableType:
+    from rich.text import Text
+
+    text = Text(entry.text, style=_TERMINAL_STYLES[entry.mark] if entry.mark else "")
+    return text.append(f" [{entry.note}]", style="dim") if entry.note else text
+
+

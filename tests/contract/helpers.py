@@ -1,0 +1,195 @@
+"""One training in miniature for any objective: small real networks, one batch, no engine."""
+
+from __future__ import annotations
+
+import ast
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdpipe.api import (
+    Batch,
+    DataInfo,
+    Method,
+    ModelSpec,
+    Objective,
+    Outputs,
+    Progress,
+    Recipe,
+    Settings,
+    Shapes,
+    Trainable,
+    total,
+)
+from kdpipe.core.registry import models
+from kdpipe.nn.taps import catch, shapes
+
+IMAGE = (3, 16, 16)
+CLASSES = 5
+SAMPLES = 20
+PAIRS = [  # teacher, student
+    ("resnet14", "resnet8"),
+    ("wrn_16_1", "resnet8"),
+    ("resnet8", "wrn_16_1"),
+    ("resnet8x4", "resnet8"),
+]
+START = Progress(0, 10)
+LATER = Progress(4, 10)
+
+
+class Bench:
+    """A network in training under an objective, with its teacher where there is one.
+
+    Args:
+        kind: the objective's class.
+        config: its settings.
+        pair: names of the teacher's and the student's network; a recipe trains the student's.
+        seed: of everything random.
+        size: of the batch.
+    """
+
+    def __init__(
+        self,
+        kind: type[Objective],
+        config: Settings | None = None,
+        pair: tuple[str, str] = PAIRS[0],
+        seed: int = 0,
+        size: int = 6,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.teacher_spec, self.spec = (models.get(name) for name in pair)
+        self.teacher, self.model = (spec.build(CLASSES, IMAGE[0]) for spec in (self.teacher_spec, self.spec))
+        self.teacher.eval()
+        self.objective = kind(config)
+        wish = self.objective.taps()
+        data = DataInfo(CLASSES, torch.arange(SAMPLES) % CLASSES)
+        found = (
+            _shapes(self.model, self.spec, wish.student),
+            _shapes(self.teacher, self.teacher_spec, wish.teacher),
+        )
+        if isinstance(self.objective, Method):
+            self.objective.build(*found, data)
+        elif isinstance(self.objective, Recipe):
+            self.objective.build(self.model, found[0], data)
+        self.objective.train()
+        self.catch = catch(self.model, self.spec, wish.student)
+        self.catch_teacher = catch(self.teacher, self.teacher_spec, wish.teacher)
+        index = torch.randperm(SAMPLES)[:size]
+        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index)
+
+    @property
+    def parameters(self) -> Trainable:
+        classifier = list(self.model.get_submodule(self.spec.classifier).parameters())
+        known = {id(p) for p in classifier}
+        backbone = [p for p in self.model.parameters() if id(p) not in known]
+        return Trainable(backbone, classifier, list(self.objective.parameters()))
+
+    def terms(self, at: Progress = START, batch: Batch | None = None) -> dict[str, Tensor]:
+        """The loss terms; the teacher's outputs carry gradients, to show that nothing uses them."""
+        batch = batch or self.batch
+        student = self.catch(batch.images)
+        if isinstance(self.objective, Recipe):
+            return self.objective.loss(self.model, student, batch, at)
+        assert isinstance(self.objective, Method)
+        return self.objective.loss(student, self._taught(batch), batch, at)
+
+    def step(self, optimizer: torch.optim.Optimizer, at: Progress = START) -> float:
+        """One step; the sum of the terms before it."""
+        optimizer.zero_grad()
+        terms = self.terms(at)
+        self.objective.backward(terms, self.parameters)
+        optimizer.step()
+        return total(terms).item()
+
+    def trace(self, seed: int = 0) -> list[dict[str, float]]:
+        """Terms at the start and, on other views of the same samples, later."""
+        torch.manual_seed(seed)
+        views = self.batch, replace(self.batch, images=torch.randn_like(self.batch.images))
+        return [
+            {name: term.item() for name, term in self.terms(at, view).items()}
+            for at, view in zip((START, LATER), views, strict=True)
+        ]
+
+    def _taught(self, batch: Batch) -> Outputs:
+        if not (isinstance(self.objective, Method) and self.objective.teacher):
+            return Outputs(torch.empty(0))
+        return self.catch_teacher(batch.images)
+
+
+def _shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Shapes:
+    return shapes(model, spec, names, IMAGE)
+
+
+def variants(kind: type[Objective]) -> Iterator[tuple[str, Settings]]:
+    """The default settings, each switch turned and each choice taken once, and every published row."""
+    yield "default", kind.Config()
+    for name, info in kind.Config.model_fields.items():
+        for value in _choices(info.annotation):
+            if value != info.default:
+                try:
+                    yield f"{name}={value}", kind.Config(**{name: value})
+                except ValidationError:
+                    continue  # a choice that needs another setting
+    for settings in {str(row.settings): row.settings for row in kind.published}.values():
+        yield f"published {settings}", kind.Config(**settings)
+
+
+def numeric_fields(config: type[Settings]) -> dict[str, Any]:
+    """Names of the numeric settings, with another legal value of each."""
+    return {
+        name: _other(config, name)
+        for name, info in config.model_fields.items()
+        if {int, float} & set(_options(info.annotation))
+    }
+
+
+def offences(source: str) -> list[str]:
+    """What a plug-in's source must not hold: devices, printing, the global random state."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(attr="cuda" | "cpu" | "manual_seed" | "seed" as name):
+                found.append(f".{name}")
+            case ast.Call(func=ast.Name(id="print")):
+                found.append("print")
+            case ast.Import(names=names) if any(n.name in ("random", "numpy.random") for n in names):
+                found.append("import random")
+            case ast.ImportFrom(module="random" | "numpy.random"):
+                found.append("import random")
+            case ast.Attribute(value=ast.Name(id="np" | "numpy"), attr="random"):
+                found.append("np.random")
+            case ast.keyword(arg="device", value=ast.Constant()):
+                found.append("device literal")
+            case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value=str()), *_]):
+                found.append("device literal")
+    return found
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if annotation is bool:
+        return (False, True)
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def _other(config: type[Settings], name: str) -> float | int:
+    default = config.model_fields[name].default
+    for value in ((default or 0) * 2, (default or 0) / 2, 1, 0, 2):
+        if value != default:
+            try:
+                config(**{name: value})
+            except ValidationError:
+                continue
+            return value
+    raise AssertionError(f"no other legal value of {name} found")

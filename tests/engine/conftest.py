@@ -1,0 +1,24 @@
+"""The tiny data set, prepared and registered."""
+
+import pytest
+from kdpipe.engine.prepare import load, prepare
+
+from kdpipe.core import registry
+from tests.engine.tiny import SPEC
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / SPEC.folder
+    prepare(SPEC, None, folder)
+    return load(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _corners():
+    """Register the data set for the engine's look-ups."""
+    registry.datasets.names()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.datasets._found, "corners", SPEC)
+        patch.setitem(registry.datasets._files, "corners", registry.Path(__file__))
+        yield

@@ -1,0 +1,198 @@
+"""The loop: exact under interruption, repeatable, paired over methods, and honest about divergence."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kdpipe.core import registry
+from kdpipe.core.errors import CheckpointError, Interrupted
+from kdpipe.core.paths import RunPaths
+from kdpipe.engine.sample import sample
+from kdpipe.engine.train import Stop, Trainer
+from kdpipe.engine.weights import read_weights
+from tests.engine.tiny import history, make_run
+
+CPU = torch.device("cpu")
+OBJECTIVES = [("recipe", n) for n in registry.recipes.names()] + [
+    ("method", n) for n in registry.methods.names()
+]
+
+
+class StopAfter:
+    """Asks for a stop once so many batches were dealt."""
+
+    def __init__(self, trainer, batches):
+        self.trainer, self.left = trainer, batches
+        self.step = trainer.step
+        trainer.step = self
+
+    def __call__(self, batch, at):
+        terms = self.step(batch, at)
+        self.left -= 1
+        self.trainer.stop.requested = self.left == 0
+        return terms
+
+
+class Crash(Exception):
+    """A sudden death."""
+
+
+class CrashAfter(StopAfter):
+    """Dies in the middle of a step, without saving anything."""
+
+    def __call__(self, batch, at):
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+        return self.step(batch, at)
+
+
+@pytest.fixture(scope="module")
+def teacher(prepared, tmp_path_factory):
+    paths = RunPaths(tmp_path_factory.mktemp("teacher"))
+    run = make_run("recipe", "standard", epochs=6)
+    Trainer(run, paths, prepared, None, CPU, keep=[2]).train()
+    return paths
+
+
+def trainer(kind, name, root, prepared, teacher, **changes):
+    run = make_run(kind, name, **changes)
+    weights = teacher.model if run.spec.teacher else None
+    return Trainer(run, RunPaths(root), prepared, weights, CPU, stop=Stop())
+
+
+def bits(root):
+    return {k: v.numpy().tobytes() for k, v in read_weights(RunPaths(root).model).items()}
+
+
+@pytest.mark.parametrize(("kind", "name"), OBJECTIVES)
+def test_interrupted_and_resumed_is_bit_identical(kind, name, prepared, teacher, tmp_path):
+    trainer(kind, name, tmp_path / "whole", prepared, teacher).train()
+    stopped = trainer(kind, name, tmp_path / "parts", prepared, teacher)
+    StopAfter(stopped, 6)  # in the middle of the second epoch
+    with pytest.raises(Interrupted):
+        stopped.train()
+    crashed = trainer(kind, name, tmp_path / "parts", prepared, teacher)
+    CrashAfter(crashed, 4)  # goes on, then dies in the third epoch
+    with pytest.raises(Crash):
+        crashed.train()
+    trainer(kind, name, tmp_path / "parts", prepared, teacher).train()
+    assert bits(tmp_path / "whole") == bits(tmp_path / "parts")
+    rows = [history(RunPaths(tmp_path / r)) for r in ("whole", "parts")]
+    for a, b in zip(*rows, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
+    assert not RunPaths(tmp_path / "parts").state.exists()
+
+
+def test_seeds_differ_and_repeat(prepared, teacher, tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer("method", "kd", tmp_path / folder, prepared, teacher, seed=seed, epochs=1).train()
+    assert bits(tmp_path / "a") == bits(tmp_path / "b")
+    assert bits(tmp_path / "a") != bits(tmp_path / "c")
+
+
+def test_students_of_one_seed_start_equal_and_see_the_same_batches(prepared, teacher, tmp_path):
+    seen = []
+    for name in ("scratch", "kd", "dhkd", "fitnet"):
+        t = trainer("method", name, tmp_path / name, prepared, teacher)
+        seen.append((t.model.state_dict(), [b.images for b in t.batches.epoch(1)]))
+    for weights, images in seen[1:]:
+        assert all(torch.equal(weights[k], v) for k, v in seen[0][0].items())
+        assert all(torch.equal(a, b) for a, b in zip(images, seen[0][1], strict=True))
+
+
+@pytest.mark.parametrize("name", registry.methods.names())
+def test_nothing_changes_the_teacher(name, prepared, teacher, tmp_path):
+    t = trainer("method", name, tmp_path, prepared, teacher)
+    if t.teacher is None:
+        assert not registry.methods.get(name).teacher
+        return
+    before = {k: v.clone() for k, v in t.teacher.model.state_dict().items()}
+    file = teacher.model.read_bytes()
+    t.train()
+    assert all(torch.equal(before[k], v) for k, v in t.teacher.model.state_dict().items())
+    assert not t.teacher.model.training
+    assert teacher.model.read_bytes() == file
+    assert not {id(p) for p in t.teacher.model.parameters()} & {id(p) for p in t.trainable.all}
+
+
+def test_it_learns_and_leaves_what_it_promises(prepared, teacher):
+    rows = history(teacher)
+    assert [int(r["epoch"]) for r in rows] == list(range(1, 7))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[-1]["test_top1"]) > 80
+    assert "val_top1" not in rows[0]
+    stored = np.load(teacher.predictions)
+    assert stored["test_logits"].shape == (20, 4)
+    accuracy = 100 * np.mean(stored["test_logits"].argmax(1) == stored["test_labels"])
+    assert accuracy == pytest.approx(float(rows[-1]["test_top1"]))
+    assert json.loads(teacher.status.read_text()) == {"status": "finished", "epoch": 6, "reason": ""}
+    record = json.loads(teacher.provenance.read_text())
+    assert record["torch"] == torch.__version__
+    assert teacher.checkpoint(2).is_file()
+
+
+def test_with_a_hold_out_the_test_set_stays_closed(prepared, teacher, tmp_path):
+    trainer("method", "scratch", tmp_path, prepared, teacher, split="train-val").train()
+    paths = RunPaths(tmp_path)
+    rows = history(paths)
+    assert "val_top1" in rows[0]
+    assert "test_top1" not in rows[0]
+    assert {"val_logits", "test_logits"} <= set(np.load(paths.predictions).files)
+
+
+def test_divergence_is_a_result(prepared, teacher, tmp_path):
+    trainer("method", "kd", tmp_path, prepared, teacher, lr=1e30, epochs=3).train()
+    paths = RunPaths(tmp_path)
+    status = json.loads(paths.status.read_text())
+    assert status["status"] == "collapsed"
+    assert 1 <= status["epoch"] <= 3
+    assert paths.predictions.is_file()
+    taught = RunPaths(tmp_path / "student")
+    run = make_run("method", "kd")
+    Trainer(run, taught, prepared, paths.model, CPU).train()
+    assert json.loads(taught.status.read_text())["reason"] == "its teacher collapsed"
+
+
+def test_bf16_trains(prepared, teacher, tmp_path):
+    trainer("method", "dhkd", tmp_path, prepared, teacher, precision="bfloat16").train()
+    rows = history(RunPaths(tmp_path))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert all(v.dtype != torch.bfloat16 for v in read_weights(RunPaths(tmp_path).model).values())
+
+
+def test_a_sampled_checkpoint_is_the_training_at_that_epoch(prepared, teacher, tmp_path):
+    kept = read_weights(teacher.checkpoint(2))
+    run = make_run("recipe", "standard", epochs=6)
+    sample(run, teacher, prepared, 2, CPU)
+    out = teacher.sampled(2)
+    assert json.loads((out.root / "checkpoint.json").read_text())["epoch"] == 2
+    rows = history(teacher)
+    stored = np.load(out.predictions)
+    accuracy = 100 * np.mean(stored["test_logits"].argmax(1) == stored["test_labels"])
+    assert accuracy == pytest.approx(float(rows[1]["test_top1"]))
+    for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:100])):
+        damage(teacher.checkpoint(2))
+        sample(run, teacher, prepared, 2, CPU)  # trained again up to there
+        again = read_weights(teacher.checkpoint(2))
+        assert all(torch.equal(kept[k], v) for k, v in again.items())
+    assert not teacher.state.exists()
+
+
+def test_a_corrupt_teacher_is_one_message(prepared, teacher, tmp_path):
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(teacher.model.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"damaged.*\n.*model\.safetensors"):
+        Trainer(make_run("method", "kd"), RunPaths(tmp_path), prepared, broken, CPU)
+
+
+def test_another_networks_teacher_is_one_message(prepared, teacher, tmp_path):
+    run = make_run("method", "kd").model_copy(update={"pair": ("resnet14", "resnet8")})
+    with pytest.raises(CheckpointError, match="another network"):
+        Trainer(run, RunPaths(tmp_path), prepared, teacher.model, CPU)

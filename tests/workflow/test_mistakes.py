@@ -1,0 +1,113 @@
+"""A user's mistake is one clear message, before any job or at the job that meets it, without a traceback."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.workflow.conftest import STUDY
+
+
+def message_of(done):
+    text = done.stdout + done.stderr
+    assert "Traceback" not in text, text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["scratch", "kdd"]}, ["no method 'kdd'", "tiny.yaml", "did you mean 'kd'"]),
+        ({"recipes": ["sotaecher"]}, ["no recipe 'sotaecher'", "did you mean 'soteacher'"]),
+        ({"pairs": [{"teacher": "resnet15", "student": "resnet8"}]}, ["no model 'resnet15'", "key 'pairs'"]),
+        ({"dataset": "digit"}, ["no dataset 'digit'", "did you mean 'digits'"]),
+        ({"protocol": "tinny"}, ["no protocol 'tinny'", "did you mean 'tiny'"]),
+        ({"metrics": ["top2"]}, ["no measure 'top2'"]),
+        ({"scale": "smok"}, ["no scale 'smok'", "did you mean 'smoke'"]),
+        ({"metods": []}, ["unknown key 'metods'", "did you mean 'methods'"]),
+        ({"settings": {"dkd": {"betta": 1}}}, ["unknown key 'betta'", "did you mean 'beta'", "tiny.yaml"]),
+        ({"settings": {"dkd": {"beta": "many"}}}, ["valid number", "'many'", "dkd"]),
+        ({"settings": {"dkkd": {}}}, ["'dkkd'", "did you mean 'dkd'"]),
+        ({"curves": [{"method": "kd", "epochs": [9]}]}, ["teacher epoch 9", "the protocol has 2"]),
+    ],
+)
+def test_a_wrong_study(project, changes, words):
+    project.study(**changes)
+    done = project.kdpipe("plan")
+    assert done.returncode == 2
+    text = message_of(done)
+    assert all(word in text for word in words), text
+    assert text.count("error") == 1
+
+
+def test_snakemake_gives_the_same_message(project):
+    project.study(methods=["scratch", "kdd"])
+    done = project.snakemake("-n")
+    assert done.returncode != 0
+    assert "no method 'kdd'" in message_of(done)
+
+
+def test_a_missing_key(project):
+    study = {k: v for k, v in STUDY.items() if k != "dataset"}
+    (project.root / "config/studies/tiny.yaml").write_text(yaml.safe_dump(study))
+    done = project.kdpipe("plan")
+    assert done.returncode == 2
+    assert "the key 'dataset' is missing" in message_of(done)
+
+
+def test_a_missing_config_file(project):
+    done = project.kdpipe("plan", "--config", "nowhere.yaml")
+    assert done.returncode == 2
+    assert "nowhere.yaml" in message_of(done)
+
+
+def test_a_missing_data_folder(project):
+    project.study(dataset="cifar100", pairs=[{"teacher": "resnet8", "student": "resnet8"}])
+    done = project.snakemake(env={"KDPIPE_DATA": str(project.root / "nothing")})
+    assert done.returncode != 0
+    text = message_of(done)
+    assert "cifar100" in text
+    assert "fix:" in text
+    assert not (project.root / "results" / "runs").exists()
+
+
+def test_a_gpu_that_is_not_there(project):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    done = project.snakemake("--until", "train_teacher", config=["device=cuda"])
+    assert done.returncode != 0
+    assert "a GPU was asked for and none was found" in message_of(done)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="root may write anywhere")
+def test_results_that_cannot_be_written(project):
+    (project.root / "results").write_text("a file where a folder should be")
+    done = project.kdpipe("plan")
+    assert done.returncode != 0
+    assert "cannot write" in message_of(done)
+
+
+@pytest.mark.slow
+def test_a_corrupt_teacher_fails_its_students_only(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished.root, tmp_path / "p")
+    project = type(finished)(tmp_path / "p")
+    (weights,) = project.root.glob("results/runs/teacher_*/model.safetensors")
+    content = weights.read_bytes()
+    os.utime(weights)
+    weights.write_bytes(content[: len(content) // 2])
+    project.study(settings={"dkd": {"beta": 5.0}}, methods=["scratch", "kd", "dkd"])
+    done = project.snakemake("--rerun-triggers", "params")
+    assert done.returncode != 0
+    text = message_of(done)
+    assert "weights are damaged" in text
+    assert str(weights.name) in text
+    found = project.kdpipe("verify")
+    assert found.returncode == 2
+    assert "model.safetensors has changed" in found.stdout

@@ -1,0 +1,1 @@
+"""What the repository's own upkeep needs; no part of the package."""

@@ -1,0 +1,85 @@
+"""The plan, and look-ups into it; everything else is in the package."""
+
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from kdpipe.core.errors import KdpipeError
+from kdpipe.core.ids import canonical
+from kdpipe.plan.config import check_config
+from kdpipe.plan.load import load_plan, study_digest
+
+# jobs run the `kdpipe` of the environment that runs Snakemake
+shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+
+try:
+    CONFIG = check_config(config)
+    PLAN, PLAN_FILE = load_plan(CONFIG)
+except KdpipeError as error:
+    raise WorkflowError(f"{error}") from None
+
+RESULTS = CONFIG.results
+TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
+
+
+wildcard_constraints:
+    teacher=r"teacher_[^/]+",
+    student=r"student_[^/]+",
+    run=r"(teacher|student)_[^/]+",
+    epoch=r"\d{4}",
+    study=r"[^/]+",
+    data=r"[^/]+",
+
+
+# Snakemake compares `params` between calls, except those of functions that read `input`. So the settings
+# that make the numbers are tracked (`spec`), and what only says how to make them is not (`input` is read).
+
+
+def spec(name):
+    return canonical(PLAN.runs[name].run.spec.model_dump(mode="json"))
+
+
+def run_json(name):
+    return canonical(PLAN.runs[name].run.model_dump(mode="json"))
+
+
+def data_of(name):
+    return f"{RESULTS}/data/{PLAN.runs[name].data}"
+
+
+def teacher_of(name):
+    """The folder of a student's teacher, or of the teacher's sampled checkpoint."""
+    planned = PLAN.runs[name]
+    epoch = planned.run.spec.teacher.epoch if planned.teacher else None
+    sampled = f"/sampled/epoch-{epoch:04d}" if epoch else ""
+    return f"{RESULTS}/runs/{planned.teacher}{sampled}"
+
+
+def teacher_weights(name):
+    """The weights a student learns from."""
+    planned = PLAN.runs[name]
+    epoch = planned.run.spec.teacher.epoch
+    file = f"checkpoints/epoch-{epoch:04d}" if epoch else "model"
+    return f"{RESULTS}/runs/{planned.teacher}/{file}.safetensors"
+
+
+def teacher_stamp(wildcards):
+    """What must exist before a student trains; nothing for a student without a teacher."""
+    planned = PLAN.runs[wildcards.student]
+    if planned.teacher is None:
+        return []
+    stamp = "checkpoint.json" if planned.run.spec.teacher.epoch else "model.safetensors"
+    return f"{teacher_of(wildcards.student)}/{stamp}"
+
+
+def teacher_predictions(wildcards):
+    """The teacher's predictions, for agreement; nothing for a run without a teacher."""
+    if PLAN.runs[wildcards.run].teacher is None:
+        return []
+    return f"{teacher_of(wildcards.run)}/predictions.npz"
+
+
+def measures_of(study):
+    """The metrics files that fill a study's cells."""
+    return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]

@@ -1,0 +1,58 @@
+rule render_study:
+    input:
+        lambda w: measures_of(w.study),
+    output:
+        report(
+            f"{RESULTS}/studies/{{study}}/table.html",
+            caption="../report/study.rst",
+            category="Tables",
+            labels={"study": "{study}", "file": "table"},
+        ),
+        csv=f"{RESULTS}/studies/{{study}}/table.csv",
+        markdown=f"{RESULTS}/studies/{{study}}/table.md",
+        latex=f"{RESULTS}/studies/{{study}}/table.tex",
+        figure=report(
+            f"{RESULTS}/studies/{{study}}/learning_curves.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"study": "{study}", "file": "learning curves"},
+        ),
+    log:
+        f"{RESULTS}/logs/render/{{study}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        digest=lambda w: study_digest(PLAN.studies[w.study]),
+        plan=lambda w, input: PLAN_FILE,
+        results=lambda w, input: RESULTS,
+    message:
+        "render {wildcards.study}"
+    shell:
+        "kdpipe table {wildcards.study} --plan {params.plan:q} --results {params.results:q} 2>&1 | tee {log:q}"
+
+
+rule render_report:
+    input:
+        [f"{RESULTS}/studies/{study}/table.html" for study in PLAN.studies],
+    output:
+        f"{RESULTS}/report/index.html",
+    log:
+        f"{RESULTS}/logs/report.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        digest=lambda w: [study_digest(study) for study in PLAN.studies.values()],
+        plan=lambda w, input: PLAN_FILE,
+        results=lambda w, input: RESULTS,
+    message:
+        "render the report"
+    shell:
+        "kdpipe report --plan {params.plan:q} --results {params.results:q} 2>&1 | tee {log:q}"

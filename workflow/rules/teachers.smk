@@ -1,0 +1,64 @@
+rule train_teacher:
+    input:
+        data=lambda w: f"{data_of(w.teacher)}/meta.json",
+    output:
+        model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
+        predictions=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
+        history=f"{RESULTS}/runs/{{teacher}}/history.csv",
+        status=f"{RESULTS}/runs/{{teacher}}/status.json",
+        spec=f"{RESULTS}/runs/{{teacher}}/spec.json",
+        provenance=f"{RESULTS}/runs/{{teacher}}/provenance.json",
+    log:
+        f"{RESULTS}/runs/{{teacher}}/train.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{teacher}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=CONFIG.gpus,
+        mem_mb=4000,
+        runtime=240,
+    params:
+        spec=lambda w: spec(w.teacher),
+        run=lambda w, input: run_json(w.teacher),
+        device=lambda w, input: CONFIG.device,
+        keep=lambda w, input: ",".join(map(str, PLAN.runs[w.teacher].keep)),
+        data=subpath(input.data, parent=True),
+        out=subpath(output.model, parent=True),
+    message:
+        "train {wildcards.teacher}"
+    shell:
+        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
+        " --device {params.device} --threads {threads} --log {log:q}"
+
+
+rule sample_checkpoint:
+    input:
+        data=lambda w: f"{data_of(w.teacher)}/meta.json",
+        status=f"{RESULTS}/runs/{{teacher}}/status.json",
+        model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
+    output:
+        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/checkpoint.json",
+        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/predictions.npz",
+        status=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/status.json",
+    log:
+        f"{RESULTS}/logs/sample/{{teacher}}-{{epoch}}.log",
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=CONFIG.gpus,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        run=lambda w, input: run_json(w.teacher),
+        device=lambda w, input: CONFIG.device,
+        data=subpath(input.data, parent=True),
+        out=subpath(input.model, parent=True),
+        epoch=lambda w: int(w.epoch),
+    message:
+        "sample epoch {params.epoch} of {wildcards.teacher}"
+    shell:
+        "kdpipe sample --run {params.run:q} --out {params.out:q} --data {params.data:q} --epoch {params.epoch}"
+        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
