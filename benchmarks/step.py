@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdpipe.engine.prepare import Prepared, load, prepare, select
 
 from benchmarks.reference import ReferenceLoop
 from kdpipe.api import Batch, Progress
@@ -28,6 +27,7 @@ from kdpipe.core import registry
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
 from kdpipe.engine.device import pick_device
+from kdpipe.engine.prepare import Prepared, load, prepare, select
 from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import save_weights
 from kdpipe.plan.config import read_protocol

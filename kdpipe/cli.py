@@ -341,7 +341,7 @@ def sync(
 def _planned(
     config: Path, override: list[str], plan_file: Path | None, results: Path | None
 ) -> tuple[Plan, Results, str | None]:
-    """The plan, the results folder and the tracking URI: from a plan file if given, else from the settings."""
+    """The plan, the results folder and the tracking URI: from a plan file if given, else the settings."""
     from kdpipe.core.paths import Results
     from kdpipe.plan.load import load_plan, read_plan
 

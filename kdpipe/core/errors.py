@@ -7,7 +7,8 @@ KdpipeError                 something went wrong that kdpipe foresaw (exit code 
 │   ├── DataError           a data set is missing or unreadable
 │   ├── CheckpointError     weights or state are missing, truncated or of another model
 │   ├── DeviceError         the asked-for device is not there
-│   └── ResultsError        the results folder cannot be read or written
+│   ├── ResultsError        the results folder cannot be read or written
+│   └── TrackingError       the tracking store cannot be reached or used
 ├── PluginError             a plug-in breaks its interface (for its author)
 └── Interrupted             stopped by a signal after saving state (exit code 75: run it again)
 """
@@ -80,6 +81,10 @@ class DeviceError(UserError):
 
 class ResultsError(UserError):
     """The results folder cannot be read or written."""
+
+
+class TrackingError(UserError):
+    """The tracking store cannot be reached or used; results are not touched by that."""
 
 
 class PluginError(KdpipeError):

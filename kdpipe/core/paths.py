@@ -32,7 +32,7 @@ class RunPaths:
 
     @property
     def predictions(self) -> Path:
-        """`test_logits` (N x C), `test_labels`, `test_index`, and the same for `val` where held out."""
+        """`test_logits` (N x C), `test_labels`, `test_index` (rows of the prepared arrays); `val_...` too."""
         return self.root / "predictions.npz"
 
     @property

@@ -60,7 +60,7 @@ class Registry:
             for member, file in self._families:
                 plugin = member(name)
                 if plugin is not None:
-                    found[name], self._files[name] = plugin, file
+                    self._files[name] = file
                     return plugin
             raise UnknownNameError.of(self.kind, name, found, where=where)
         return found[name]

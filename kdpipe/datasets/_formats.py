@@ -125,7 +125,7 @@ def read_pickles(folder: Path, pickles: str, reader: str) -> dict[str, Split]:
     for name in ("train", "test"):
         try:
             with warnings.catch_warnings():
-                # the files hold `align=0`, which NumPy has come to want as a boolean
+                # early releases of NumPy 2.4 warn of the `align=0` that the published files hold
                 warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
                 data = getattr(torchvision.datasets, reader)(str(folder), train=name == "train")
         except (RuntimeError, OSError) as error:

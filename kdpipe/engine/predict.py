@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kdpipe.api import Split
 from kdpipe.core.files import atomic
-from kdpipe.core.specs import Protocol
+from kdpipe.core.specs import Protocol, RunSpec
 from kdpipe.engine.batches import Normalise
+from kdpipe.engine.prepare import Prepared, positions, select
 
 BATCH = 500
 
@@ -44,17 +43,18 @@ def predict(
 def save_predictions(
     path: Path,
     model: nn.Module,
-    splits: Mapping[str, Split],
-    normalise: Normalise,
-    protocol: Protocol,
+    prepared: Prepared,
+    spec: RunSpec,
     device: torch.device,
 ) -> None:
     """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`)."""
+    splits, rows = select(prepared, spec.data), positions(prepared, spec.data)
+    normalise = Normalise(prepared.mean, prepared.std, device)
     arrays: dict[str, NDArray[Any]] = {}
     for name in sorted(splits.keys() - {"train"}):
         split = splits[name]
-        arrays[f"{name}_logits"] = predict(model, split.images, normalise, protocol, device)
+        arrays[f"{name}_logits"] = predict(model, split.images, normalise, spec.protocol, device)
         arrays[f"{name}_labels"] = np.asarray(split.labels)
-        arrays[f"{name}_index"] = np.arange(len(split.labels))
+        arrays[f"{name}_index"] = np.asarray(rows[name])
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -311,7 +311,7 @@ def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray
     """An array mapped from its file, its type and shape checked."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise _damaged(path) from error
     if array.dtype != dtype or array.shape != shape:
         raise _damaged(path)

@@ -12,10 +12,9 @@ from kdpipe.core.errors import CheckpointError
 from kdpipe.core.files import read_json, sha256, write_json
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
-from kdpipe.engine.batches import Normalise
 from kdpipe.engine.observe import Observer
 from kdpipe.engine.predict import save_predictions
-from kdpipe.engine.prepare import Prepared, select
+from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.train import Stop, Trainer
 from kdpipe.engine.weights import load_weights, read_weights
 
@@ -56,14 +55,12 @@ def sample(
         else:
             _replay(run, paths, prepared, epoch, device, observers, stop or Stop())
 
-    spec, protocol = registry.models.get(run.spec.model.name), run.spec.protocol
+    spec = registry.models.get(run.spec.model.name)
     model = spec.build(prepared.num_classes, prepared.shape[0])
     load_weights(model, weights)
     model.to(device=device, memory_format=torch.channels_last)
-    normalise = Normalise(prepared.mean, prepared.std, device)
     out = paths.sampled(epoch)
-    splits = select(prepared, run.spec.data)
-    save_predictions(out.predictions, model, splits, normalise, protocol, device)
+    save_predictions(out.predictions, model, prepared, run.spec, device)
     write_json(
         out.status,
         {**status, "epoch": min(epoch, status["epoch"])}

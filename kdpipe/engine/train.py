@@ -245,14 +245,7 @@ class Trainer:
             "teacher": sha256(self.teacher_weights) if self.teacher_weights else None,
         }
         save_weights(self.model, self.paths.model)
-        save_predictions(
-            self.paths.predictions,
-            self.model,
-            self.splits,
-            self.normalise,
-            self.run.spec.protocol,
-            self.device,
-        )
+        save_predictions(self.paths.predictions, self.model, self.prepared, self.run.spec, self.device)
         write_text(self.paths.history, history_csv(self.history))
         record["outputs"] = {
             "model": sha256(self.paths.model),

@@ -85,7 +85,7 @@ def load_predictions(path: Path, split: str = "test") -> Predictions:
     """
     names = [f"{split}_{part}" for part in ("logits", "labels", "index")]
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             logits, labels, index = (stored[name] for name in names)
     except FileNotFoundError:
         raise _unusable(path, "predictions are missing") from None

@@ -46,8 +46,12 @@ class Cell:
         """Where its results lie within the results folder: a run, or a teacher's sampled checkpoint."""
         if self.run is None:
             return None
-        own = self.row == TEACHER and self.epoch is not None
-        return f"runs/{self.run}/sampled/epoch-{self.epoch:04d}" if own else f"runs/{self.run}"
+        return place(self.run, self.epoch if self.row == TEACHER else None)
+
+
+def place(run: str, epoch: int | None = None) -> str:
+    """The folder of a run, or of its checkpoint sampled at `epoch`, within the results folder."""
+    return f"runs/{run}/sampled/epoch-{epoch:04d}" if epoch is not None else f"runs/{run}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,21 @@ class Plan:
 
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
+
+    def teacher_place(self, student: str) -> str | None:
+        """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""
+        planned = self.runs[student]
+        ref = planned.run.spec.teacher
+        return place(planned.teacher, ref.epoch) if planned.teacher and ref else None
+
+    def teacher_weights(self, student: str) -> str | None:
+        """The weights that a student learns from, within the results folder."""
+        planned = self.runs[student]
+        ref = planned.run.spec.teacher
+        if planned.teacher is None or ref is None:
+            return None
+        file = f"checkpoints/epoch-{ref.epoch:04d}" if ref.epoch else "model"
+        return f"runs/{planned.teacher}/{file}.safetensors"
 
     def dataset_of(self, folder: str) -> str:
         """Name of the data set that is prepared in `folder`."""

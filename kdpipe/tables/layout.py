@@ -107,6 +107,7 @@ class Layout:
         blocks: the measures' tables, then the curves.
         footnotes: reasons, numbered from 1.
         notes: how to read the numbers and where they come from.
+        measurements: what the tables summarise.
         missing: planned runs without a result.
         collapsed: runs that diverged.
         total: planned runs.
@@ -116,6 +117,7 @@ class Layout:
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...]
     notes: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
     missing: int
     collapsed: int
     total: int
@@ -148,6 +150,7 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
         blocks=tuple(blocks),
         footnotes=footnotes,
         notes=tuple(_notes(study, results, missing, collapsed)),
+        measurements=tuple(measurements),
         missing=missing,
         collapsed=collapsed,
         total=len(study.runs()),
@@ -208,7 +211,7 @@ def _summaries(measurements: Iterable[Measurement]) -> dict[_Key, Summary]:
 
 
 def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
-    """The entry of a place; a teacher's number is found without a student, a scratch student's without a teacher."""
+    """The entry of a place, by its own key, else as a teacher's number, else as that of a student alone."""
     p = place
     keys: list[_Key] = [
         (p.part, p.row, p.recipe, p.teacher, p.student, p.epoch, metric),
@@ -281,9 +284,7 @@ def _curves(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
     ]
 
 
-def _curve(
-    study: PlannedStudy, pair: Pair, method: str, metric: str, known: Mapping[_Key, Summary]
-) -> Block:
+def _curve(study: PlannedStudy, pair: Pair, method: str, metric: str, known: Mapping[_Key, Summary]) -> Block:
     recipes = [recipe.label for recipe in study.study.recipes]
     heads = [(recipe, row) for recipe in recipes for row in (TEACHER, method)]
     lines = [
@@ -352,7 +353,8 @@ def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) 
         "Mean ± sample standard deviation over n seeds; one seed has no deviation. "
         "Best student of a column in bold, second underlined, among those with every seed finished."
     )
-    yield f"Selection: last epoch. Data: {study.study.dataset}, {study.study.split}. Measured on the test set."
+    about = study.study
+    yield f"Selection: last epoch. Data: {about.dataset}, {about.split}. Measured on the test set."
     yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
 
 

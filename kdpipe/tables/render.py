@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kdpipe.core.files import write_text
 from kdpipe.core.paths import Results
 from kdpipe.plan.plan import Plan, PlannedStudy
-from kdpipe.tables.collect import collect, frame
+from kdpipe.tables.collect import frame
 from kdpipe.tables.layout import Block, Entry, Layout, lay_out, pair_title
-from kdpipe.tables.templates import page
+from kdpipe.tables.pages import page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,14 +60,14 @@ def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
     folder = results.study(study.name)
     texts = {
         "table.csv": _csv(aggregated(study, layout)),
-        "seeds.csv": _csv(frame(collect(study, plan, results))),
+        "seeds.csv": _csv(frame(layout.measurements)),
         "table.md": markdown(layout),
         "table.tex": latex(layout, study.name),
         "table.html": html(layout),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in texts] + draw(study, plan, results)
+    return [folder / name for name in texts] + draw(study, layout, results)
 
 
 def aggregated(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
@@ -115,9 +115,7 @@ def markdown(layout: Layout) -> str:
     for block in layout.blocks:
         heads = [block.corner, *(f"{c.group}<br>{c.label}" for c in _escaped_columns(block))]
         rows = [heads, ["---", *["---:"] * len(block.columns)]]
-        rows += [
-            [markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines
-        ]
+        rows += [[markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts += [f"## {markdown_escape(block.title)}", table]
     if layout.footnotes:
@@ -144,7 +142,7 @@ def markdown_escape(text: str) -> str:
 
 
 def latex(layout: Layout, name: str) -> str:
-    """The tables in LaTeX, to be read by `\\input`; they need the package booktabs.
+    """The tables in LaTeX, to be included in a document; they need the package booktabs.
 
     Args:
         layout: the study's tables.
@@ -216,9 +214,7 @@ def html(layout: Layout) -> str:
     return page("table.html", layout=layout)
 
 
-def terminal_table(
-    study: PlannedStudy, plan: Plan, results: Results, console: Console | None = None
-) -> None:
+def terminal_table(study: PlannedStudy, plan: Plan, results: Results, console: Console | None = None) -> None:
     """Print a study's tables; a pair has a table of its own, so that they fit a terminal.
 
     Args:
@@ -257,12 +253,12 @@ def _terminal_table(block: Block, group: str | None) -> Table:
     from rich.text import Text
 
     shown = [i for i, c in enumerate(block.columns) if group in (None, c.group)]
-    table = Table(box=box.SIMPLE_HEAD, title=group and Text(group), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=group and Text(group), title_justify="left")
     table.add_column(block.corner)
     for i in shown:
         column = block.columns[i]
         head = column.label if group else f"{column.group}\n{column.label}"
-        table.add_column(Text(head), justify="right", no_wrap=True)
+        table.add_column(Text(head), justify="right", overflow="fold")
     for line in block.lines:
         cells = [_terminal_cell(line.entries[i]) for i in shown]
         table.add_row(Text(line.label), *cells)
@@ -274,5 +270,3 @@ def _terminal_cell(entry: Entry) -> RenderableType:
 
     text = Text(entry.text, style=_TERMINAL_STYLES[entry.mark] if entry.mark else "")
     return text.append(f" [{entry.note}]", style="dim") if entry.note else text
-
-

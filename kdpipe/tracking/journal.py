@@ -124,13 +124,8 @@ class Journal:
 def read(path: Path) -> list[Entry]:
     """The sound entries of a journal in order; none where there is no file."""
     path = Path(path)
-    return parse(path.read_bytes()) if path.exists() else []
-
-
-def parse(text: bytes) -> list[Entry]:
-    """The sound entries among the complete lines of `text`."""
-    entries = (decode(line) for line in text.split(b"\n")[:-1])
-    return [entry for entry in entries if entry]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [entry for line in lines if (entry := decode(line))]
 
 
 def encode(entry: Entry) -> bytes:

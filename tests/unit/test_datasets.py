@@ -53,7 +53,9 @@ def write_parquet(
 def test_parquet_keeps_pixels_labels_and_order(tmp_path: Path, kind: str, image: str) -> None:
     source = pixels(5)
     for name, rows in (("b", [3, 4]), ("a", [0, 1, 2])):
-        write_parquet(tmp_path / f"train-{name}.parquet", [encode(source[i], kind) for i in rows], rows, image)
+        write_parquet(
+            tmp_path / f"train-{name}.parquet", [encode(source[i], kind) for i in rows], rows, image
+        )
     write_parquet(tmp_path / "test.parquet", [encode(source[4], kind)], [7], image)
     splits = FILES.read(tmp_path)
     assert np.array_equal(splits["train"].images, source.transpose(0, 3, 1, 2))
@@ -90,7 +92,9 @@ def test_a_grey_or_palette_image_becomes_colour(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", [CIFAR10, CIFAR100], ids=lambda s: s.name)
 def test_no_folder_says_what_to_put_where(spec: Any, tmp_path: Path) -> None:
     for folder in (None, tmp_path / "missing", tmp_path):
-        with pytest.raises(DataError, match=rf"(?s){spec.name}.*train.*parquet.*cifar-10+-(python|batches-py)/"):
+        with pytest.raises(
+            DataError, match=rf"(?s){spec.name}.*train.*parquet.*cifar-10+-(python|batches-py)/"
+        ):
             spec.read(folder)
 
 
@@ -127,7 +131,9 @@ def test_an_image_that_cannot_be_decoded_is_named_by_row(tmp_path: Path, bad: by
 
 
 def test_an_image_of_another_size_is_named_by_row(tmp_path: Path) -> None:
-    file = write_parquet(tmp_path / "a.parquet", [encode(pixels(1)[0]), encode(pixels(1, side=28)[0])], [0, 0])
+    file = write_parquet(
+        tmp_path / "a.parquet", [encode(pixels(1)[0]), encode(pixels(1, side=28)[0])], [0, 0]
+    )
     with pytest.raises(DataError, match=r"(?s)28 x 28 pixels, not 32 x 32.*row 1"):
         read_parquet([file], "label")
 

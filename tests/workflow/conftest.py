@@ -82,7 +82,8 @@ def run(command, env=None, cwd=ROOT):
 
 def jobs(text):
     """What every job of a dry run says it does, hashes left out: `distil student_...`, sorted."""
-    return sorted(re.sub(r"-[0-9a-f]{12}", "", job) for job in re.findall(r"^Job \d+: (.*)$", text, re.MULTILINE))
+    found = re.findall(r"^Job \d+: (.*)$", text, re.MULTILINE)
+    return sorted(re.sub(r"-[0-9a-f]{12}", "", job) for job in found)
 
 
 def make_project(root):

@@ -49,19 +49,11 @@ def data_of(name):
 
 
 def teacher_of(name):
-    """The folder of a student's teacher, or of the teacher's sampled checkpoint."""
-    planned = PLAN.runs[name]
-    epoch = planned.run.spec.teacher.epoch if planned.teacher else None
-    sampled = f"/sampled/epoch-{epoch:04d}" if epoch else ""
-    return f"{RESULTS}/runs/{planned.teacher}{sampled}"
+    return f"{RESULTS}/{PLAN.teacher_place(name)}"
 
 
 def teacher_weights(name):
-    """The weights a student learns from."""
-    planned = PLAN.runs[name]
-    epoch = planned.run.spec.teacher.epoch
-    file = f"checkpoints/epoch-{epoch:04d}" if epoch else "model"
-    return f"{RESULTS}/runs/{planned.teacher}/{file}.safetensors"
+    return f"{RESULTS}/{PLAN.teacher_weights(name)}"
 
 
 def teacher_stamp(wildcards):

@@ -1,0 +1,330 @@
+"""Figures: learning curves and checkpoint-sampling curves, as SVG and PNG with their data as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdpipe.core.errors import ResultsError
+from kdpipe.core.files import atomic
+from kdpipe.core.paths import Results, RunPaths
+from kdpipe.plan.plan import TEACHER, Cell, PlannedStudy
+from kdpipe.plan.study import Pair
+from kdpipe.tables.layout import Layout, block_title, pair_title
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which readers with any colour vision can tell apart, less its faint yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+INK, GREY = "#000000", "#767676"
+COLUMNS = 4  # panels beside each other, at most
+_STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.dpi": 100,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "savefig.dpi": 160,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "kdpipe",
+    "text.parse_math": False,  # labels are the user's words, not formulas
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one row's line is drawn."""
+
+    colour: str
+    line: Any
+    marker: str
+
+    def options(self) -> dict[str, Any]:
+        """The same as arguments of matplotlib's `plot`."""
+        return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
+
+
+def draw(study: PlannedStudy, layout: Layout, results: Results) -> list[Path]:
+    """Draw a study's figures: `learning_curves`, and `sampling` when the study has curves.
+
+    Args:
+        study: the study.
+        layout: its tables.
+        results: the results folder; files go to `results/studies/<study>/`.
+
+    Returns:
+        The files written: an SVG, a PNG and a CSV per figure.
+    """
+    folder = results.study(study.name)
+    with _style():
+        data = learning_data(study, results)
+        written = _save(_learning_figure(study, data), data, folder / "learning_curves")
+        if study.study.curves:
+            data = sampling_data(layout)
+            written += _save(_sampling_figure(study, layout, data), data, folder / "sampling")
+    return written
+
+
+def learning_data(study: PlannedStudy, results: Results) -> pd.DataFrame:
+    """Accuracy after each epoch: mean, least and greatest over the seeds.
+
+    Returns:
+        Columns row, recipe, teacher, student, epoch, mean, min, max (all %) and n (seeds). The accuracy
+        is that on the validation set where the study holds one out, else on the test set.
+
+    Raises:
+        ResultsError: a history cannot be read.
+    """
+    import pandas as pd
+
+    keys = ["row", "recipe", "teacher", "student", "epoch"]
+    score = f"{split(study)}_top1"
+
+    @cache
+    def history(run: str) -> pd.DataFrame | None:
+        return _read_history(results.run(run), score)
+
+    tables = []
+    for cell in study.cells:
+        known = history(cell.run) if cell.run and cell.part == "table" else None
+        if known is not None:
+            tables.append(known.assign(**_keys(cell)))
+    if not tables:
+        return pd.DataFrame(columns=[*keys, "mean", "min", "max", "n"])
+    joined = pd.concat(tables, ignore_index=True)
+    grouped = joined.groupby(keys, sort=False)[score]
+    return grouped.agg(["mean", "min", "max", "count"]).rename(columns={"count": "n"}).reset_index()
+
+
+def sampling_data(layout: Layout) -> pd.DataFrame:
+    """The checkpoint-sampling curves: accuracy of teacher and student against the teacher's epoch.
+
+    Returns:
+        Columns row, recipe, teacher, student, epoch, mean, std (in the measure's unit) and n (seeds).
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "curve": block.columns[1].label,
+            "row": e.place.row,
+            "recipe": e.place.recipe,
+            "teacher": e.place.teacher,
+            "student": e.place.student,
+            "epoch": e.place.epoch,
+            "mean": e.summary.mean,
+            "std": e.summary.std,
+            "n": e.summary.n,
+        }
+        for block in layout.blocks
+        for line in block.lines
+        for e in line.entries
+        if e.place.part == "curve"
+    ]
+    columns = ["curve", "row", "recipe", "teacher", "student", "epoch", "mean", "std", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"mean": "float64", "std": "float64"})
+
+
+def split(study: PlannedStudy) -> str:
+    """The split that is watched during training: `val` where one is held out, else `test`."""
+    return "val" if study.study.split == "train-val" else "test"
+
+
+def looks(study: PlannedStudy) -> dict[str, Look]:
+    """A look for each row: the teacher black, students without a teacher grey, methods in colour."""
+    alone = {c.row for c in study.cells if c.row != TEACHER and c.recipe is None}
+    labels = [entry.label for entry in study.study.methods]
+    found = {TEACHER: Look(INK, (0, (5, 1.5)), "*")}
+    found |= {label: Look(GREY, (0, (1, 1)), ".") for label in labels if label in alone}
+    return found | dict(zip([x for x in labels if x not in alone], _palette(), strict=False))
+
+
+def _palette() -> Iterator[Look]:
+    """Looks without end: colour and marker change each time, the line style once the colours are used up."""
+    index = 0
+    while True:
+        turn = index // len(COLOURS)
+        yield Look(COLOURS[index % len(COLOURS)], LINES[turn % len(LINES)], MARKERS[index % len(MARKERS)])
+        index += 1
+
+
+def _keys(cell: Cell) -> dict[str, str]:
+    return {
+        "row": cell.row,
+        "recipe": cell.recipe or "",
+        "teacher": cell.teacher or "",
+        "student": cell.student or "",
+    }
+
+
+def _read_history(paths: RunPaths, score: str) -> pd.DataFrame | None:
+    """Columns `epoch` and `score` of a history; None when there is none (yet), or no epoch was finished."""
+    import pandas as pd
+
+    if not paths.history.is_file():
+        return None
+    try:
+        table = pd.read_csv(paths.history)
+        return table[["epoch", score]] if len(table) else None
+    except (ValueError, KeyError, OSError) as error:
+        raise ResultsError(
+            f"a history cannot be read: {error}", where=str(paths.history), fix="make the run again"
+        ) from error
+
+
+def _learning_figure(study: PlannedStudy, data: pd.DataFrame) -> Figure:
+    """A panel per pair and recipe; the panels of a pair share their scale."""
+    recipes = [recipe.label for recipe in study.study.recipes]
+    panels = [(pair, recipe) for pair in study.study.pairs for recipe in recipes]
+    figure, axes = _panels(len(panels), len(recipes))
+    styles = looks(study)
+    for axis, (pair, recipe) in zip(axes, panels, strict=True):
+        axis.set_title(f"{pair_title(pair.teacher, pair.student)}\n{recipe} teacher")
+        lines = {row: _line_of(data, row, recipe, pair) for row in styles}
+        for index, (row, line) in enumerate(lines.items()):
+            if not line.empty:
+                _band(axis, line, row, styles[row], index)
+        _finish(axis, "epoch", empty=not axis.lines)
+    for start in range(0, len(axes), len(recipes)):
+        _zoom(axes[start : start + len(recipes)])
+    name = {"val": "validation", "test": "test"}[split(study)]
+    figure.supylabel(f"{name} top-1 (%)", fontsize=9)
+    _legend(figure, axes)
+    return figure
+
+
+def _zoom(axes: Sequence[Axes]) -> None:
+    """One vertical scale for some panels, from the least mean after the first fifth of the epochs.
+
+    The first epochs climb so far that on their scale the lines of all methods would lie on each other.
+    """
+    import numpy as np
+
+    means = [np.asarray(line.get_ydata(), dtype=float) for axis in axes for line in axis.lines]
+    late = [mean[len(mean) // 5 :] for mean in means]
+    if late:
+        low, high = np.nanmin(np.concatenate(late)), np.nanmax(np.concatenate(means))
+        margin = 0.05 * (high - low) or 1.0
+        for axis in axes:
+            axis.set_ylim(low - margin, high + margin)
+
+
+def _line_of(data: pd.DataFrame, row: str, recipe: str, pair: Pair) -> pd.DataFrame:
+    """The line of a row in a panel; a student without a teacher is in every panel of its network."""
+    mine = data[data["row"] == row]
+    if row == TEACHER:
+        return mine[(mine["recipe"] == recipe) & (mine["teacher"] == pair.teacher)]
+    mine = mine[mine["student"] == pair.student]
+    taught = (mine["recipe"] == recipe) & (mine["teacher"] == pair.teacher)
+    return mine[taught | (mine["recipe"] == "")]
+
+
+def _band(axis: Axes, line: pd.DataFrame, label: str, look: Look, index: int) -> None:
+    """A mean with markers that keep off the other lines', and a band over the range of the seeds."""
+    every = max(1, math.ceil(len(line) / 8))
+    options = look.options() | {"markevery": (index % every, every), "label": label}
+    axis.plot(line["epoch"], line["mean"], **options)
+    if (line["n"] > 1).any():
+        axis.fill_between(line["epoch"], line["min"], line["max"], color=look.colour, alpha=0.15, linewidth=0)
+
+
+def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) -> Figure:
+    """A row of two panels per curve and pair: the teacher's accuracy, and the student's."""
+    curves = [(curve.method, pair) for curve in study.study.curves for pair in study.study.pairs]
+    figure, axes = _panels(2 * len(curves), 2)
+    recipes = dict(zip([r.label for r in study.study.recipes], _palette(), strict=False))
+    for index, (method, pair) in enumerate(curves):
+        own = data[
+            (data["curve"] == method) & (data["teacher"] == pair.teacher) & (data["student"] == pair.student)
+        ]
+        for axis, row in zip(axes[2 * index : 2 * index + 2], (TEACHER, method), strict=True):
+            for recipe, look in recipes.items():
+                points = own[(own["recipe"] == recipe) & (own["row"] == row)].dropna(subset=["mean"])
+                if not points.empty:
+                    _points(axis, points, recipe, look)
+            who = f"teacher {pair.teacher}" if row == TEACHER else f"student {pair.student}, {method}"
+            axis.set_title(who)
+            axis.set_ylabel(block_title(study.study.metrics[0]).replace(", higher is better", ""))
+            _finish(axis, "teacher epoch", empty=not axis.lines, ticks=sorted(set(own["epoch"])))
+    _legend(figure, axes, title="teacher's recipe")
+    return figure
+
+
+def _points(axis: Axes, points: pd.DataFrame, label: str, look: Look) -> None:
+    spread = points["std"].fillna(0.0)
+    axis.errorbar(points["epoch"], points["mean"], spread, capsize=2.5, label=label, **look.options())
+
+
+def _panels(count: int, per_row: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of `count` panels, at most `COLUMNS` beside each other."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, per_row, COLUMNS)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 2.7 * rows + 0.7), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    return figure, axes
+
+
+def _finish(axis: Axes, xlabel: str, *, empty: bool, ticks: Sequence[int] = ()) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel(xlabel)
+    if not ticks or len(ticks) > 8:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    else:
+        axis.set_xticks(ticks)
+    if empty:
+        axis.text(0.5, 0.5, "no results yet", ha="center", va="center", transform=axis.transAxes, color=GREY)
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
+    """One legend below all panels, so that it covers no data."""
+    shown: dict[str, Any] = {}
+    for axis in axes:
+        shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if shown:
+        columns = min(len(shown), 8 if len(axes) > 1 else 4)
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, title=title)
+
+
+def _save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
+    """Write a figure and its data; no date, so that the same data give the same bytes."""
+    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png", ".csv")]
+    with atomic(paths[0]) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": "kdpipe"})
+    with atomic(paths[1]) as file:
+        figure.savefig(file, format="png", metadata={"Software": "kdpipe"})
+    with atomic(paths[2]) as file:
+        data.to_csv(file, index=False, lineterminator="\n")
+    return paths
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """The house style, whatever the user's own matplotlib settings."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
