@@ -48,7 +48,7 @@ fix: $(READY) ## Mend what lint finds, where a tool can
 	$(BIN)/snakefmt Snakefile workflow/rules
 	$(BIN)/python -m tools
 
-docs: $(READY) ## Write the generated files: ARCHITECTURE.md, environment.yml, config/schemas
+docs: $(READY) ## Write the generated files: ARCHITECTURE.md, environment.yml, config/schemas, docs/plugins
 	$(BIN)/python -m tools
 
 lock: $(READY) ## Pin pyproject.toml's dependencies in requirements.lock (ARGS=--upgrade for newer versions)

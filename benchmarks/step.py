@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.reference import ReferenceLoop
@@ -91,8 +92,9 @@ def loops(
     student = registry.models.get(student_name).build(prepared.num_classes, 3)
     student.load_state_dict(trainer.model.state_dict())
     train = select(prepared, data)["train"]
+    images = np.asarray(train.images)
     reference = ReferenceLoop(
-        student, teacher, train.images, train.labels, mean=prepared.mean, std=prepared.std,
+        student, teacher, images.transpose(0, 3, 1, 2), train.labels, mean=prepared.mean, std=prepared.std,
         batch_size=protocol.batch_size, workers=workers, lr=protocol.lr, device=device,
     )  # fmt: skip
     return {"reference": reference, "kdpipe": EngineLoop(trainer)}

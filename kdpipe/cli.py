@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdpipe.core.paths import Results, RunPaths
     from kdpipe.core.specs import Run
     from kdpipe.engine.observe import Observer
+    from kdpipe.engine.prepare import Prepared
     from kdpipe.engine.train import Stop
     from kdpipe.plan.config import Config
     from kdpipe.plan.plan import Plan
@@ -96,28 +97,18 @@ def list_(
     Example: kdpipe list methods
     """
     from kdpipe.core.errors import UnknownNameError
-    from kdpipe.core.registry import REGISTRIES
-    from kdpipe.plan.cards import one_line
-    from kdpipe.plan.config import names
+    from kdpipe.plan.cards import KINDS, members
 
-    plugins = {f"{k}s": r for k, r in REGISTRIES.items()}
-    files = ("protocols", "studies")
-    kinds = [*plugins, *files]
-    if kind != "all" and kind not in kinds:
-        raise UnknownNameError.of("kind", kind, [*kinds, "all"])
-    listed: dict[str, dict[str, str]] = {}
-    for name in kinds if kind == "all" else [kind]:
-        if name in plugins:
-            listed[name] = {n: one_line(p) for n, p in plugins[name].items()}
-        else:
-            listed[name] = dict.fromkeys(names(name, folder), "")
+    if kind != "all" and kind not in KINDS:
+        raise UnknownNameError.of("kind", kind, [*KINDS, "all"])
+    listed = {name: members(name, folder) for name in (KINDS if kind == "all" else [kind])}
     if as_json:
         print(json.dumps(listed, indent=1))
         return
-    for name, members in listed.items():
-        print(f"{name} ({len(members)})")
-        for member, line in members.items():
-            print(f"  {member:<16}{line}".rstrip())
+    for name, found in listed.items():
+        print(f"{name} ({len(found)})")
+        for member, line in found.items():
+            print(f"  {member:<24}{line}".rstrip())
 
 
 @app.command()
@@ -183,6 +174,61 @@ def verify(
         raise typer.Exit(2)
 
 
+@app.command("import-teacher")
+def import_teacher(
+    file: Annotated[Path, typer.Argument(help="checkpoint: .safetensors, or what torch.save wrote")],
+    model: Annotated[str, typer.Option(help="its network, by kdpipe's name")],
+    dataset: Annotated[str, typer.Option(help="the data set it was trained on")],
+    label: Annotated[str, typer.Option(help="how tables call it")] = "imported",
+    part: Annotated[
+        str | None, typer.Option(help="student or teacher, where the file holds both and both fit")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="results folder")] = Path("results"),
+    folder: Annotated[Path, typer.Option(help="config folder, for data sets of your own")] = Path("config"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Bring in a teacher that another project trained; no code in the file is run.
+
+    Example: kdpipe import-teacher ckpt_epoch_240.pth --model resnet32x4 --dataset cifar100
+    """
+    from kdpipe.core import registry
+    from kdpipe.core.files import read_json, sha256
+    from kdpipe.core.paths import Results
+    from kdpipe.engine.importing import import_checkpoint
+    from kdpipe.engine.prepare import load
+    from kdpipe.evaluation.evaluate import evaluate as evaluate_run
+    from kdpipe.plan.datasets import find_dataset
+    from kdpipe.plan.imported import imported_run
+
+    spec, data = registry.models.get(model, where="--model"), find_dataset(dataset, folder, "--dataset")
+    root = Results(results)
+    prepared = load(root.data(data.folder)) if (root.data(data.folder) / "meta.json").is_file() else None
+    classes = prepared.num_classes if prepared else data.num_classes
+    if classes is None:
+        raise ConfigError(
+            f"{dataset} is not prepared, and how many classes it has is counted when it is",
+            fix=f"kdpipe prepare {dataset} --out {root.data(data.folder)}",
+        )
+    file_hash = sha256(file) if file.is_file() else ""
+    store = root.imported(dataset, model, file_hash)
+    import_checkpoint(
+        file, spec, dataset, classes, data.shape[0], store, file_hash=file_hash, part=part, label=label
+    )
+    print(f"imported {model} for {dataset} from {file.name} into {store.root}")
+    if prepared:
+        run = imported_run(data, spec, file_hash)
+        paths = root.run(run.name)
+        if not paths.status.is_file():
+            _adopt(run, paths, prepared, store.model, _machine(device, 1))
+        measured = read_json(paths.metrics) if paths.metrics.is_file() else evaluate_run(paths)
+        print(f"test accuracy: {measured['values']['top1']:.2f} %")
+    else:
+        print(f"test accuracy: measured when {dataset} is prepared, at the first run of a study")
+    files = f"{{files: {{{model}: {file_hash}}}}}"
+    print("in a study:\nrecipes:")
+    print(f"  - {{name: imported, label: {json.dumps(label)}, settings: {files}}}")
+
+
 # --- what the rules call ----------------------------------------------------------------------------
 
 
@@ -204,12 +250,22 @@ def prepare(
     dataset: Annotated[str, typer.Argument(help="name of the data set")],
     out: Annotated[Path, typer.Option(help="folder to make")],
     source: Annotated[Path | None, typer.Option(help="folder that holds the data set")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="fetch published files that are not in the source folder")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="config folder, for data sets of your own")] = Path("config"),
 ) -> None:
-    """Prepare a data set once: checked arrays that every run maps into memory."""
-    from kdpipe.core import registry
-    from kdpipe.engine.prepare import prepare as prepare_data
+    """Prepare a data set once: checked arrays (or an index of files) that every run maps into memory.
 
-    spec = registry.datasets.get(dataset)
+    Example: kdpipe prepare cifar100 --source data/cifar100 --download --out results/data/cifar100
+    """
+    from kdpipe.engine.prepare import fetch
+    from kdpipe.engine.prepare import prepare as prepare_data
+    from kdpipe.plan.datasets import find_dataset
+
+    spec = find_dataset(dataset, folder)
+    if download:
+        fetch(spec, source)
     prepare_data(spec, None if spec.embedded else source, out)
 
 
@@ -225,7 +281,6 @@ def train(
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
 ) -> None:
     """Train a teacher or distil a student, from its saved state if there is one."""
-    from kdpipe.core.files import write_json
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
     from kdpipe.engine.prepare import load
@@ -234,9 +289,27 @@ def train(
     planned, paths = Run.model_validate_json(run), RunPaths(out)
     epochs = [int(e) for e in keep.split(",") if e]
     chosen = _machine(device, threads)
-    write_json(paths.spec, {**planned.model_dump(mode="json"), "id": planned.id, "name": planned.name})
+    _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, _stop_on_signal()).train()
+
+
+@app.command()
+def adopt(
+    run: Annotated[str, typer.Option(help="the run as JSON, as the plan holds it")],
+    out: Annotated[Path, typer.Option(help="the run's folder")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    weights: Annotated[Path, typer.Option(help="the imported weights")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Make the run of an imported teacher: its weights and its predictions, without training."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.prepare import load
+
+    planned = Run.model_validate_json(run)
+    _adopt(planned, RunPaths(out), load(data), weights, _machine(device, threads))
 
 
 @app.command()
@@ -349,6 +422,19 @@ def _planned(
         return read_plan(plan_file), Results(results or Path("results")), None
     settings = _config(config, override)
     return load_plan(settings)[0], Results(results or Path(settings.results)), settings.tracking
+
+
+def _write_spec(run: Run, paths: RunPaths) -> None:
+    from kdpipe.core.files import write_json
+
+    write_json(paths.spec, {**run.model_dump(mode="json"), "id": run.id, "name": run.name})
+
+
+def _adopt(run: Run, paths: RunPaths, prepared: Prepared, weights: Path, device: Any) -> None:
+    from kdpipe.engine.importing import adopt as adopt_run
+
+    _write_spec(run, paths)
+    adopt_run(run, paths, prepared, weights, device)
 
 
 def _machine(device: str, threads: int) -> Any:

@@ -7,20 +7,21 @@ import difflib
 import sys
 from pathlib import Path
 
-from tools import architecture, lock, schemas
+from tools import architecture, lock, pages, schemas
 
 ROOT = Path(__file__).parents[1]
 
 
 def generated() -> dict[str, str]:
     """Path -> content of every generated file."""
-    return {**architecture.files(ROOT), **lock.files(ROOT), **schemas.files()}
+    return {**architecture.files(ROOT), **lock.files(ROOT), **pages.files(ROOT), **schemas.files()}
 
 
 def stale() -> list[str]:
-    """A diff for each file that differs from what would be generated."""
-    diffs = []
-    for path, content in generated().items():
+    """A diff for each file that differs from what would be generated, and what nothing generates."""
+    fresh = generated()
+    diffs = [f"{path}: a page of what is there no more" for path in pages.orphans(ROOT, fresh)]
+    for path, content in fresh.items():
         file = ROOT / path
         old = file.read_text(encoding="utf-8") if file.exists() else ""
         if old != content:
@@ -45,7 +46,10 @@ def main() -> int:
                 file=sys.stderr,
             )
         return bool(problems)
-    for path, content in generated().items():
+    fresh = generated()
+    for path in pages.orphans(ROOT, fresh):
+        (ROOT / path).unlink()
+    for path, content in fresh.items():
         file = ROOT / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdpipe.plan.config import Config, ProtocolFile
+from kdpipe.plan.config import Config, DatasetFile, ProtocolFile
 from kdpipe.plan.study import Study
 
 Schema = dict[str, Any]
@@ -54,6 +54,7 @@ def as_written(schema: Schema) -> None:
 
 SCHEMAS: dict[str, tuple[type[BaseModel], Callable[[Schema], None]]] = {
     "config": (Config, as_it_is),
+    "dataset": (DatasetFile, as_it_is),
     "protocol": (ProtocolFile, as_written),
     "study": (Study, as_it_is),
 }

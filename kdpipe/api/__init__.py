@@ -1,7 +1,7 @@
 """The interfaces that plug-ins are written against."""
 
 from kdpipe.api.batch import Batch, DataInfo, Outputs, Progress, Shapes, Trainable, Wish
-from kdpipe.api.dataset import DatasetSpec, Split
+from kdpipe.api.dataset import Dataset, DatasetSpec, ImageFiles, Regression, RegressionSpec, Split
 from kdpipe.api.model import ModelSpec, Tap
 from kdpipe.api.objective import Method, Objective, Recipe, total
 from kdpipe.api.settings import Paper, Published, Settings, hp
@@ -9,7 +9,9 @@ from kdpipe.api.settings import Paper, Published, Settings, hp
 __all__ = [
     "Batch",
     "DataInfo",
+    "Dataset",
     "DatasetSpec",
+    "ImageFiles",
     "Method",
     "ModelSpec",
     "Objective",
@@ -18,6 +20,8 @@ __all__ = [
     "Progress",
     "Published",
     "Recipe",
+    "Regression",
+    "RegressionSpec",
     "Settings",
     "Shapes",
     "Split",

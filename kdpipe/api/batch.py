@@ -47,11 +47,14 @@ class Batch:
         images: B x C x H x W float, augmented and normalised.
         labels: B, int64.
         index: B, int64: positions within the run's training subset, the same in every epoch.
+        second: the same samples augmented a second time, independently; None unless the objective
+            asks for it (`second_view`).
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    second: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kdpipe.api.batch import Batch, DataInfo, Outputs, Progress, Shapes, Trainab
 from kdpipe.api.model import ModelSpec
 from kdpipe.api.settings import Paper, Published, Settings
 from kdpipe.core.errors import PluginError
+from kdpipe.core.specs import Augmentation
 
 
 class Objective(nn.Module):
@@ -31,12 +32,15 @@ class Objective(nn.Module):
         revision: bump when the same settings give other numbers.
         Config: its settings, a frozen `Settings` class.
         published: settings that the literature gives for some pairs.
+        second_view: None, or what makes the second view that batches shall carry: the protocol's
+            augmentation drawn anew, then these steps (often none).
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[Paper]
     revision: ClassVar[int] = 1
     published: ClassVar[tuple[Published, ...]] = ()
+    second_view: ClassVar[tuple[Augmentation, ...] | None] = None
 
     class Config(Settings):
         """No settings."""

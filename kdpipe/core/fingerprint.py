@@ -39,13 +39,18 @@ def fingerprint(files: Iterable[Path]) -> str:
 def code_of(run: Run) -> list[Path]:
     """The files that a run's numbers depend on: the engine and the plug-ins it names."""
     spec = run.spec
+    plugins = [_reader(spec.data.dataset), registry.models.file(spec.model.name)]
+    if run.imported:
+        return [ROOT / "engine" / "importing.py", *plugins]
     objective = registry.recipes if spec.recipe else registry.methods
-    return [
-        ROOT / "engine" / "train.py",
-        registry.datasets.file(spec.data.dataset),
-        registry.models.file(spec.model.name),
-        objective.file(spec.objective.name),
-    ]
+    return [ROOT / "engine" / "train.py", *plugins, objective.file(spec.objective.name)]
+
+
+def _reader(dataset: str) -> Path:
+    """The file that declares a data set; for one described in the settings, the file that reads it."""
+    if dataset in registry.datasets.names():
+        return registry.datasets.file(dataset)
+    return ROOT / "datasets" / "_trees.py"
 
 
 @cache

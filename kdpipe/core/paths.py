@@ -75,6 +75,26 @@ class RunPaths:
 
 
 @dataclass(frozen=True)
+class ImportPaths:
+    """An imported checkpoint, `results/imported/<dataset>_<model>-<hash of its file>/`.
+
+    It lies apart from the runs that use it, which Snakemake may delete and make again.
+    """
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """Its weights, under our names."""
+        return self.root / "model.safetensors"
+
+    @property
+    def origin(self) -> Path:
+        """The file it comes from, its hash, and how its keys were read."""
+        return self.root / "origin.json"
+
+
+@dataclass(frozen=True)
 class Results:
     """The results folder."""
 
@@ -87,6 +107,10 @@ class Results:
     def data(self, name: str) -> Path:
         """Folder of a prepared data set."""
         return self.root / "data" / name
+
+    def imported(self, dataset: str, model: str, sha256: str) -> ImportPaths:
+        """What was imported from the file of that hash."""
+        return ImportPaths(self.root / "imported" / f"{dataset}_{model}-{sha256[:12]}")
 
     def study(self, name: str) -> Path:
         """Folder of a study's tables and figures."""

@@ -22,7 +22,7 @@ KINDS = {  # kind -> (package, the base class that marks a plug-in)
     "method": ("kdpipe.methods", "kdpipe.api.objective:Method"),
     "recipe": ("kdpipe.recipes", "kdpipe.api.objective:Recipe"),
     "model": ("kdpipe.models", "kdpipe.api.model:ModelSpec"),
-    "dataset": ("kdpipe.datasets", "kdpipe.api.dataset:DatasetSpec"),
+    "dataset": ("kdpipe.datasets", "kdpipe.api.dataset:Dataset"),
 }
 
 

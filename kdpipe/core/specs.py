@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.core.ids import digest, slug
 
 ENGINE_REVISION = 1  # bump when the training loop itself gives other numbers
+IMPORTED = "imported"  # the recipe of teachers whose weights come from a file
 
 
 class Frozen(BaseModel):
-    """Base of every settings object: immutable, unknown keys forbidden, values checked."""
+    """Base of every settings object: immutable, unknown keys forbidden, values checked.
+
+    Attributes:
+        LATER: names of fields that were added after the first release; while one of them is at its
+            default it stays out of a run's id, so that older ids survive.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -128,7 +136,7 @@ class Run(Frozen):
     @property
     def id(self) -> str:
         """Hash of the canonical spec; see `design` in docs/adr/0002-identity.md."""
-        spec = self.spec.model_dump(mode="json")
+        spec = identity(self.spec)
         for kind in ("recipe", "method"):
             if spec[kind]:
                 spec[kind]["settings"] = without_defaults(spec[kind]["settings"], self.later)
@@ -143,6 +151,24 @@ class Run(Frozen):
     def kind(self) -> str:
         """`teacher` or `student`."""
         return "teacher" if self.spec.recipe else "student"
+
+    @property
+    def imported(self) -> str | None:
+        """SHA-256 of the file that the weights come from; None for a run that is trained."""
+        recipe = self.spec.recipe
+        return recipe.settings["sha256"] if recipe and recipe.name == IMPORTED else None
+
+
+def identity(part: Frozen) -> dict[str, Any]:
+    """`part` as plain data, less every field named in a `LATER` that is at its default."""
+    plain: dict[str, Any] = part.model_dump(mode="json")
+    for name, info in type(part).model_fields.items():
+        value = getattr(part, name)
+        if name in part.LATER and value == info.get_default(call_default_factory=True):
+            del plain[name]
+        elif isinstance(value, Frozen):
+            plain[name] = identity(value)
+    return plain
 
 
 def without_defaults(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,52 @@ from kdpipe.api import Split
 from kdpipe.core.errors import DataError
 
 ROWS = 1000  # rows decoded at a time: a few megabytes
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The form that decoded images take.
+
+    Attributes:
+        side: height and width.
+        channels: 3 (colour) or 1 (grey); images of the other kind are converted.
+        resize: bring images of another size to `side`: the largest square in the middle, resampled
+            (bilinear, antialiased). Without it such an image is an error.
+    """
+
+    side: int = 32
+    channels: int = 3
+    resize: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.side, self.side, self.channels
+
+    def decode(self, data: bytes | None, where: str) -> NDArray[np.uint8]:
+        """An image file's pixels, H x W x C.
+
+        Args:
+            data: the file's bytes.
+            where: the file's name, for messages.
+
+        Raises:
+            DataError: it cannot be decoded or has another size.
+        """
+        from PIL import Image, ImageOps
+
+        wanted = (self.side, self.side)
+        try:
+            with Image.open(io.BytesIO(data or b"")) as file:
+                image = file.convert("RGB" if self.channels == 3 else "L")
+            if self.resize and image.size != wanted:
+                image = ImageOps.fit(image, wanted, Image.Resampling.BILINEAR)
+        except Exception as error:  # Pillow's decoders raise many kinds
+            raise DataError("an image cannot be decoded", where=where, fix="get the file again") from error
+        if image.size != wanted:
+            size = f"{image.size[0]} x {image.size[1]}"
+            raise DataError(f"an image is {size} pixels, not {self.side} x {self.side}", where=where)
+        return np.asarray(image).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -53,56 +102,127 @@ class Cifar:
         Raises:
             DataError: the folder holds neither layout, or a file cannot be read.
         """
-        if folder is None or not folder.is_dir():
-            raise DataError(
-                f"the folder of {self.name} is not there" if folder else f"{self.name} has no folder",
-                where=str(folder) if folder else None,
-                fix=f"name a folder that holds {self.layout}",
-            )
-        for place in (folder, folder / self.name, folder / "plain_text"):
-            files = {split: sorted(place.glob(f"*{split}*.parquet")) for split in ("train", "test")}
-            if all(files.values()):
-                return {split: read_parquet(found, self.label) for split, found in files.items()}
+        folder = existing(folder, self.name, self.layout)
+        for place in self._places(folder):
+            if found := parquet_files(place):
+                return {split: read_parquet(files, self.label) for split, files in found.items()}
             if (place / self.pickles).is_dir():
                 return read_pickles(place, self.pickles, self.reader)
+        raise nothing_there(folder, self.name, self.layout)
+
+    def download(self, folder: Path) -> None:
+        """Fetch the Python version into `folder` unless data are there; torchvision checks the sums.
+
+        The files are unpacked beside their place and moved there at the end, so a broken download
+        leaves nothing that looks like data.
+
+        Raises:
+            DataError: the files cannot be fetched, or are not the published ones.
+        """
+        places = self._places(folder)
+        if any(parquet_files(place) or (place / self.pickles).exists() for place in places):
+            return
+        import torchvision.datasets
+
+        with arriving(folder / self.pickles, self.name) as place:
+            getattr(torchvision.datasets, self.reader)(str(place.parent), download=True)
+
+    def _places(self, folder: Path) -> tuple[Path, ...]:
+        return folder, folder / self.name, folder / "plain_text"
+
+
+def existing(folder: Path | None, name: str, layout: str) -> Path:
+    """`folder`, which must be there.
+
+    Raises:
+        DataError: it is not; the message says what to put there.
+    """
+    if folder is None or not folder.is_dir():
         raise DataError(
-            f"the folder holds no images of {self.name}", where=str(folder), fix=f"put there {self.layout}"
+            f"the folder of {name} is not there" if folder else f"{name} has no folder",
+            where=str(folder) if folder else None,
+            fix=f"name a folder that holds {layout}",
         )
+    return folder
 
 
-def read_parquet(files: Sequence[Path], label: str, side: int = 32) -> Split:
+def nothing_there(folder: Path, name: str, layout: str) -> DataError:
+    """The error for a folder without the data set."""
+    return DataError(f"the folder holds no images of {name}", where=str(folder), fix=f"put there {layout}")
+
+
+@contextlib.contextmanager
+def arriving(place: Path, name: str) -> Iterator[Path]:
+    """A place beside `place` to download to, moved there when the block ends well.
+
+    Args:
+        place: where the file or folder shall lie.
+        name: of the data set.
+
+    Raises:
+        DataError: the block failed to download or to write.
+    """
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp"))
+        yield temporary / place.name
+        (temporary / place.name).replace(place)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum a RuntimeError
+        raise DataError(
+            f"{name} could not be downloaded: {error}",
+            where=str(place),
+            fix="try again, or fetch the published files by hand and put them there",
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def parquet_files(folder: Path, train: str = "train", test: str = "test") -> dict[str, list[Path]] | None:
+    """The parquet files of both splits by the word in their names, or None when one has none."""
+    files = {
+        split: sorted(folder.glob(f"*{word}*.parquet")) for split, word in (("train", train), ("test", test))
+    }
+    return files if all(files.values()) else None
+
+
+def read_parquet(
+    files: Sequence[Path], label: str, image: str | None = None, pixels: Pixels = Pixels()
+) -> Split:
     """One split from parquet files in the Hugging Face layout: files as given, row order kept.
 
-    Images are structs with the bytes of a file (PNG, WebP, ...) in a column `img` or `image`; only
-    about a thousand rows are in memory undecoded.
+    Images are structs with the bytes of a file (PNG, WebP, ...); only about a thousand rows are in
+    memory undecoded.
 
     Args:
         files: the split's files.
         label: column of the labels.
-        side: height and width of an image.
+        image: column of the images; None is `img` or `image`, whichever is there.
+        pixels: the form of the images.
 
     Returns:
-        Colour images N x 3 x side x side, labels N.
+        Images N x H x W x C, labels N, and the names of the classes where the files hold them.
 
     Raises:
         DataError: a file is truncated, lacks a column or holds an image that cannot be decoded; the
             message names the file and the row in it, from 0.
     """
     total = sum(_open(file).metadata.num_rows for file in files)
-    images = np.empty((total, 3, side, side), np.uint8)
+    images = np.empty((total, *pixels.shape), np.uint8)
     labels = np.empty(total, np.int64)
     done = 0
     title = f"reading {files[0].name}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     with progress(title, total) as advance:
         for file in files:
             first = done
-            for encoded, numbers in _batches(file, label):
+            for encoded, numbers in _batches(file, label, image):
                 for i, data in enumerate(encoded, start=done):
-                    images[i] = _decode(data, side, f"{file}, row {i - first}")
+                    images[i] = pixels.decode(data, f"{file}, row {i - first}")
                 labels[done : done + len(numbers)] = numbers
                 done += len(numbers)
                 advance(len(numbers))
-    return Split(images, labels, source="parquet")
+    return Split(images, labels, source="parquet", classes=_class_names(files[0], label))
 
 
 def read_pickles(folder: Path, pickles: str, reader: str) -> dict[str, Split]:
@@ -134,8 +254,10 @@ def read_pickles(folder: Path, pickles: str, reader: str) -> dict[str, Split]:
                 where=str(folder / pickles),
                 fix="unpack the published archive again",
             ) from error
-        images = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))
-        splits[name] = Split(images, np.array(data.targets, np.int64), source="python")
+        images = np.ascontiguousarray(data.data)
+        splits[name] = Split(
+            images, np.array(data.targets, np.int64), source="python", classes=tuple(data.classes)
+        )
     return splits
 
 
@@ -180,18 +302,21 @@ def _open(file: Path) -> Any:
         raise _broken(file, error) from error
 
 
-def _batches(file: Path, label: str) -> Iterator[tuple[list[bytes | None], NDArray[np.int64]]]:
+def _batches(
+    file: Path, label: str, image: str | None
+) -> Iterator[tuple[list[bytes | None], NDArray[np.int64]]]:
     """Encoded images and labels of a file, about a thousand rows at a time."""
     import pyarrow as pa
 
     opened = _open(file)
     columns = opened.schema_arrow.names
-    picture = next((name for name in ("img", "image") if name in columns), None)
+    named = [image] if image else ["img", "image"]
+    picture = next((name for name in named if name in columns), None)
     if picture is None or label not in columns:
         raise DataError(
             f"a column is missing: it has {', '.join(columns)}",
             where=str(file),
-            fix=f"use files with the columns img (or image) and {label}",
+            fix=f"use files with the columns {image or 'img (or image)'} and {label}",
         )
     try:
         for batch in opened.iter_batches(ROWS, columns=[picture, label]):
@@ -207,19 +332,13 @@ def _batches(file: Path, label: str) -> Iterator[tuple[list[bytes | None], NDArr
         ) from error
 
 
-def _decode(data: bytes | None, side: int, where: str) -> NDArray[np.uint8]:
-    """An image file's pixels, 3 x side x side."""
-    from PIL import Image
-
+def _class_names(file: Path, label: str) -> tuple[str, ...]:
+    """The class names that the Hugging Face schema records, or none."""
+    found = (_open(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     try:
-        with Image.open(io.BytesIO(data or b"")) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise DataError("an image cannot be decoded", where=where, fix="get the file again") from error
-    if pixels.shape != (side, side, 3):
-        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise DataError(f"an image is {size} pixels, not {side} x {side}", where=where)
-    return pixels.transpose(2, 0, 1)
+        return tuple(json.loads(found)["info"]["features"][label]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _broken(file: Path, error: Exception) -> DataError:

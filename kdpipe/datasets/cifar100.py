@@ -25,4 +25,5 @@ CIFAR100 = DatasetSpec(
         url="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     layout=FILES.layout,
+    download=FILES.download,
 )

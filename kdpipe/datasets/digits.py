@@ -21,7 +21,7 @@ def read(folder: Path | None = None) -> dict[str, Split]:
     from sklearn.datasets import load_digits
 
     grey, labels = load_digits(return_X_y=True)
-    images = ((255 * grey.astype(np.int64) + 8) // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    images = ((255 * grey.astype(np.int64) + 8) // 16).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = labels.astype(np.int64)
     train, test = _halves(labels)
     return {

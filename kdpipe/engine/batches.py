@@ -1,20 +1,32 @@
-"""Training batches from data that live on the device."""
+"""Training batches: from data that live on the device, or from files that worker processes decode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kdpipe.api import Batch, Split
-from kdpipe.core.specs import Protocol
+from kdpipe.api import Batch, ImageFiles, Split
+from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.engine.augment import Pipeline
+from kdpipe.engine.ondisk import evaluation_views, training_views
+from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.streams import generator
+
+Preprocess = Callable[[Tensor], Tensor]
+"""uint8 images (B x H x W x C) to what a network is given (B x C x H x W, channels-last in memory)."""
+
+AUGMENTATION = "augmentation"  # stream of the first view
+SECOND = "second view"  # stream of the other, independent one
 
 
 class Normalise:
-    """uint8 images (B x H x W x C) to normalised floats (B x C x H x W, channels-last in memory).
+    """Standardised images: `(x / 255 - mean) / std`.
 
     Args:
         mean, std: per channel, of images in [0, 1].
@@ -30,8 +42,22 @@ class Normalise:
         return images.to(torch.float32).mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
 
 
+def unit_norm(images: Tensor) -> Tensor:
+    """Images of 2-norm one: `x / |x|_2` over all values of an image; a black image stays black."""
+    values = images.to(torch.float32)
+    norm = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
+    return values.div_(norm.clamp_min(1.0)).permute(0, 3, 1, 2)  # pixels are whole: a norm below 1 is 0
+
+
+def preprocessing(prepared: Prepared, device: torch.device) -> Preprocess:
+    """What turns a prepared data set's images into a network's inputs."""
+    if prepared.preprocessing == "unit-norm":
+        return unit_norm
+    return Normalise(prepared.mean, prepared.std, device)
+
+
 class Batches:
-    """One split on the device, dealt out in shuffled, augmented batches.
+    """One split, dealt out in shuffled, augmented batches on the device.
 
     Order and augmentation of an epoch are functions of (seed, epoch) alone. All samples are dealt;
     when the last batch would hold a single one (which batch statistics and pairwise losses cannot
@@ -39,27 +65,33 @@ class Batches:
 
     Args:
         split: images and labels.
-        mean, std: normalisation.
+        normalise: what networks are given.
         protocol: batch size and augmentation.
         seed: the run's seed.
-        device: where to keep the images.
+        device: where the batches shall be.
+        second: None, or further steps of a second view that each batch carries: augmented like the
+            first, independently, then by these.
+        workers: processes that decode images which lie on disk; None is one per thread of torch.
     """
 
     def __init__(
         self,
         split: Split,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalise: Preprocess,
         protocol: Protocol,
         seed: int,
         device: torch.device,
+        second: Sequence[Augmentation] | None = None,
+        workers: int | None = None,
     ) -> None:
-        self.images = torch.tensor(split.images).permute(0, 2, 3, 1).contiguous().to(device)
         self.labels = torch.tensor(split.labels).to(device)
-        self.seed = seed
+        self.images = split.images if isinstance(split.images, ImageFiles) else resident(split.images, device)
+        self.normalise, self.seed, self.device = normalise, seed, device
         self.size = protocol.batch_size
-        self.augment = Pipeline(protocol.augmentation)
-        self.normalise = Normalise(mean, std, device)
+        self.pipelines = {AUGMENTATION: Pipeline(protocol.augmentation)}
+        if second is not None:
+            self.pipelines[SECOND] = Pipeline((*protocol.augmentation, *second))
+        self.workers = torch.get_num_threads() if workers is None else workers
 
     @property
     def samples(self) -> int:
@@ -75,12 +107,45 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (from 0), from batch `start` on."""
         order = torch.randperm(self.samples, generator=generator(self.seed, "order", epoch))
-        drawn = self.augment.draw(self.samples, generator(self.seed, "augmentation", epoch))
-        device = self.images.device
-        order = order.to(device)
-        drawn = [d.to(device) for d in drawn]
-        for step in range(start, self.steps):
-            last = step == self.steps - 1
-            index = order[step * self.size : None if last else (step + 1) * self.size]
-            images = self.augment.apply(self.images[index], drawn, index)
-            yield Batch(images=self.normalise(images), labels=self.labels[index], index=index)
+        if isinstance(self.images, Tensor):
+            order = order.to(self.device)  # once: a copy per step would make the step wait
+        cuts = [step * self.size for step in range(self.steps)] + [self.samples]
+        parts = [order[a:b] for a, b in zip(cuts[start:-1], cuts[start + 1 :], strict=True)]
+        views = [self._views(stream, epoch, parts) for stream in self.pipelines]
+        for part, *images in zip(parts, *views, strict=True):
+            index = part.to(self.device)
+            first, *second = (self.normalise(x) for x in images)
+            yield Batch(first, self.labels[index], index, *second)
+
+    def _views(self, stream: str, epoch: int, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Augmented uint8 images of each part, on the device."""
+        augment = self.pipelines[stream]
+        if isinstance(self.images, ImageFiles):
+            yield from training_views(
+                self.images, augment, self.seed, stream, epoch, parts, self.workers, self.device
+            )
+            return
+        drawn = augment.draw(self.samples, generator(self.seed, stream, epoch))
+        drawn = [d.to(self.device) for d in drawn]
+        for index in parts:
+            yield augment.apply(self.images[index], drawn, index)
+
+
+def in_order(images: NDArray[np.uint8] | ImageFiles, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Images as they are evaluated, in order, in batches of at most `size`: B x H x W x C, uint8."""
+    if isinstance(images, ImageFiles):
+        yield from evaluation_views(images, size, torch.get_num_threads(), device)
+        return
+    for start in range(0, len(images), size):
+        yield resident(images[start : start + size], device)
+
+
+def resident(images: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on the device.
+
+    On the CPU it shares the array's memory: a map of a file stays one, its pages shared by all
+    processes of the machine. Such a map is read-only; nothing may write to the tensor.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images).to(device)

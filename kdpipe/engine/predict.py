@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kdpipe.api import ImageFiles
 from kdpipe.core.files import atomic
 from kdpipe.core.specs import Protocol, RunSpec
-from kdpipe.engine.batches import Normalise
+from kdpipe.engine.batches import Preprocess, in_order, preprocessing
 from kdpipe.engine.prepare import Prepared, positions, select
 
 BATCH = 500
@@ -25,18 +26,17 @@ def autocast(protocol: Protocol, device: torch.device) -> torch.autocast:
 
 def predict(
     model: nn.Module,
-    images: NDArray[np.uint8],
-    normalise: Normalise,
+    images: NDArray[np.uint8] | ImageFiles,
+    normalise: Preprocess,
     protocol: Protocol,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Logits (N x C, float32) for images (N x C x H x W, uint8), in order; leaves the model in eval mode."""
+    """Logits (N x C, float32) for a split's images, in order; leaves the model in eval mode."""
     model.eval()
     logits = []
     with torch.inference_mode(), autocast(protocol, device):
-        for start in range(0, len(images), BATCH):
-            part = torch.tensor(images[start : start + BATCH]).to(device)
-            logits.append(model(normalise(part.permute(0, 2, 3, 1))).float())
+        for part in in_order(images, BATCH, device):
+            logits.append(model(normalise(part)).float())
     return torch.cat(logits).cpu().numpy()
 
 
@@ -49,7 +49,7 @@ def save_predictions(
 ) -> None:
     """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`)."""
     splits, rows = select(prepared, spec.data), positions(prepared, spec.data)
-    normalise = Normalise(prepared.mean, prepared.std, device)
+    normalise = preprocessing(prepared, device)
     arrays: dict[str, NDArray[Any]] = {}
     for name in sorted(splits.keys() - {"train"}):
         split = splits[name]

@@ -1,4 +1,7 @@
-"""Data prepared once into checked arrays that every run maps into memory; splits and subsets."""
+"""Data prepared once into checked arrays that every run maps into memory; splits and subsets.
+
+Images that stay in their files are prepared as an index of them, and a link to where they lie.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.api import DatasetSpec, Split
+from kdpipe.api import DatasetSpec, ImageFiles, Split
 from kdpipe.core.errors import ConfigError, DataError, KdpipeError
 from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.specs import DataSpec
+from kdpipe.engine.ondisk import sample_of
 
 SPLITS = ("train", "test")
-CHUNK = 1000  # images handled at a time, to bound memory
+CHUNK = 4_000_000  # bytes of images handled at a time, to bound memory
+SAMPLE = 10_000  # images on disk that mean and std are computed from, where none are declared
+LINK = "images"  # in the folder of a set whose images stay in their files: where they lie
 HOLD_OUT, SUBSET = 0, 1  # streams of the split seed
 
 Indices = NDArray[np.int64]
@@ -30,17 +36,20 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set; its arrays are read-only maps of files.
+    """A prepared data set; its arrays (or the index of its image files) are read-only maps of files.
 
     Attributes:
         name: the data set.
         num_classes: number of labels.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of what a network sees of an image.
         mean: of each channel, for images in [0, 1].
         std: the same.
         train: the training split.
         test: the test split.
         checksums: SHA-256 of each array's file, by name.
+        preprocessing: `standardise` or `unit-norm` (see `DatasetSpec`).
+        targets: the number that stands for each class in a regression onto labels.
+        classes: names of the classes, where they are known.
     """
 
     name: str
@@ -51,6 +60,9 @@ class Prepared:
     train: Split
     test: Split
     checksums: dict[str, str]
+    preprocessing: str = "standardise"
+    targets: tuple[float, ...] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
@@ -71,30 +83,47 @@ def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
         print(f"{spec.name} is prepared already; its checksums are right", file=sys.stderr)
         return
     splits = spec.read(source)
+    classes = spec.num_classes or _count_classes(splits)
     for name in SPLITS:
-        _check_split(spec, name, splits[name])
-    mean, std = _statistics(spec, splits["train"].images)
+        _check_split(spec, classes, name, splits[name])
+    mean, std, stats_source = _statistics(spec, splits["train"].images)
     with _folder(out) as folder:
         for name in SPLITS:
-            _save(folder / f"{name}_images.npy", splits[name].images)
+            _save_images(folder, name, splits[name].images)
             _save(folder / f"{name}_labels.npy", splits[name].labels)
+        images = {name: splits[name].images for name in SPLITS}
         meta = {
             "name": spec.name,
             "revision": spec.revision,
-            "num_classes": spec.num_classes,
+            "num_classes": classes,
+            "classes": list(splits["train"].classes),
             "shape": list(spec.shape),
-            "sizes": {name: spec.sizes[name] for name in SPLITS},
+            "sizes": {name: len(splits[name].labels) for name in SPLITS},
             "mean": list(mean),
             "std": list(std),
-            "stats_source": spec.stats_source,
+            "stats_source": stats_source,
+            "preprocessing": spec.preprocessing,
+            "targets": spec.targets,
             "files": {file.name: sha256(file) for file in sorted(folder.glob("*.npy"))},
-            "pixels": {name: pixel_hash(splits[name].images) for name in SPLITS},
+            "pixels": {n: pixel_hash(i) for n, i in images.items() if not isinstance(i, ImageFiles)},
             "source": splits["train"].source,
             "licence": spec.licence,
         }
         write_json(folder / "meta.json", meta)
-    sizes = ", ".join(f"{spec.sizes[name]:,} {name}" for name in SPLITS)
+    sizes = ", ".join(f"{len(splits[name].labels):,} {name}" for name in SPLITS)
     print(f"prepared {spec.name}: {sizes} images", file=sys.stderr)
+
+
+def fetch(spec: DatasetSpec, source: Path | None) -> None:
+    """Download a data set's published files to `source` unless it holds them; needs the internet.
+
+    Nothing happens where a data set has no download: `prepare` then says what to put where.
+
+    Raises:
+        DataError: the download failed.
+    """
+    if spec.download is not None and source is not None:
+        spec.download(source)
 
 
 def load(folder: Path, verify: bool = False) -> Prepared:
@@ -116,14 +145,27 @@ def load(folder: Path, verify: bool = False) -> Prepared:
         files, sizes = dict(meta["files"]), dict(meta["sizes"])
         shape = (int(meta["shape"][0]), int(meta["shape"][1]), int(meta["shape"][2]))
         mean, std = (tuple(map(float, meta[key])) for key in ("mean", "std"))
-        name, classes = str(meta["name"]), int(meta["num_classes"])
+        targets = meta["targets"]
         splits = {
             split: Split(
-                images=_map(folder / f"{split}_images.npy", np.uint8, (sizes[split], *shape)),
-                labels=_map(folder / f"{split}_labels.npy", np.int64, (sizes[split],)),
+                images=_load_images(folder, split, sizes[split], shape),
+                labels=_map(folder / f"{split}_labels.npy", "i8", (sizes[split],)),
             )
             for split in SPLITS
         }
+        prepared = Prepared(
+            name=str(meta["name"]),
+            num_classes=int(meta["num_classes"]),
+            shape=shape,
+            mean=mean,
+            std=std,
+            train=splits["train"],
+            test=splits["test"],
+            checksums=files,
+            preprocessing=str(meta["preprocessing"]),
+            targets=None if targets is None else tuple(map(float, targets)),
+            classes=tuple(map(str, meta["classes"])),
+        )
     except (KdpipeError, KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
             raise
@@ -131,7 +173,7 @@ def load(folder: Path, verify: bool = False) -> Prepared:
     for file, checksum in files.items() if verify else ():
         if sha256(folder / file) != checksum:
             raise _damaged(folder / file)
-    return Prepared(name, classes, shape, mean, std, splits["train"], splits["test"], files)
+    return prepared
 
 
 def select(prepared: Prepared, data: DataSpec) -> dict[str, Split]:
@@ -206,22 +248,26 @@ def pixel_hash(images: NDArray[np.uint8]) -> str:
     """SHA-256 of the pixels as N x H x W x C bytes, the order in which image files hold them."""
     digest = hashlib.sha256()
     for chunk in _chunks(images):
-        digest.update(np.ascontiguousarray(chunk.transpose(0, 2, 3, 1)).tobytes())
+        digest.update(chunk.tobytes())
     return digest.hexdigest()
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    images: NDArray[np.uint8] | ImageFiles,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of images in [0, 1], from exact whole-number sums.
 
     Args:
-        images: N x C x H x W.
+        images: N x H x W x C; of image files, the evaluation views of at most `SAMPLE`, evenly spaced.
     """
     levels = np.arange(256)
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for chunk in _chunks(images):
-        counts += [np.bincount(channel.ravel(), minlength=256) for channel in chunk.swapaxes(0, 1)]
+    counts: dict[int, Any] = {}
+    for chunk in sample_of(images, SAMPLE) if isinstance(images, ImageFiles) else _chunks(images):
+        for channel in range(chunk.shape[-1]):
+            found = np.bincount(chunk[..., channel].ravel(), minlength=256)
+            counts[channel] = counts.get(channel, 0) + found
     means, stds = [], []
-    for count in counts:
+    for count in counts.values():
         n, total, squares = (int((count * levels**power).sum()) for power in (0, 1, 2))
         means.append(total / n / 255)
         stds.append((n * squares - total**2) ** 0.5 / n / 255)
@@ -270,23 +316,36 @@ def _whole(spec: DatasetSpec, folder: Path) -> bool:
     return (found.name, meta["revision"]) == (spec.name, spec.revision)
 
 
-def _check_split(spec: DatasetSpec, name: str, split: Split) -> None:
+def _count_classes(splits: dict[str, Split]) -> int:
+    """The number of classes where none is declared: those that have a name, else the labels that occur."""
+    return len(splits["train"].classes) or 1 + max(
+        int(split.labels.max(initial=0)) for split in splits.values()
+    )
+
+
+def _check_split(spec: DatasetSpec, classes: int, name: str, split: Split) -> None:
     """Raise unless a split is what its data set declares."""
     images, labels = split.images, split.labels
-    wanted = (spec.sizes[name], *spec.shape)
-    if images.shape != wanted or labels.shape != wanted[:1]:
+    channels, height, width = spec.shape
+    form = (height, width, channels)
+    shape = (len(images), *form) if isinstance(images, ImageFiles) else images.shape
+    wanted = (spec.sizes.get(name, len(labels)), *form)
+    if shape != wanted or labels.shape != wanted[:1]:
         raise DataError(
-            f"{spec.name} has {_count(wanted)} in its {name} split, but {_count(images.shape)} "
+            f"{spec.name} has {_count(wanted)} in its {name} split, but {_count(shape)} "
             f"and {len(labels):,} labels were read",
             fix=f"use the complete data set: {spec.layout}",
         )
-    if images.dtype != np.uint8 or labels.dtype != np.int64:
-        raise DataError(f"{spec.name}: read() gave {images.dtype} images and {labels.dtype} labels")
-    wrong = np.flatnonzero((labels < 0) | (labels >= spec.num_classes))
+    if not len(labels):
+        raise DataError(f"the {name} split of {spec.name} is empty", fix=f"put there {spec.layout}")
+    kind = np.dtype(np.uint8) if isinstance(images, ImageFiles) else images.dtype
+    if kind != np.uint8 or labels.dtype != np.int64:
+        raise DataError(f"{spec.name}: read() gave {kind} images and {labels.dtype} labels")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise DataError(
             f"{spec.name}: row {wrong[0]} of the {name} split has the label {labels[wrong[0]]}, "
-            f"not one of 0 to {spec.num_classes - 1}",
+            f"not one of 0 to {classes - 1}",
             fix="get the files again",
         )
 
@@ -295,25 +354,58 @@ def _count(shape: tuple[int, ...]) -> str:
     return f"{shape[0]:,} images of {' x '.join(map(str, shape[1:]))}"
 
 
-def _statistics(spec: DatasetSpec, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The declared mean and std, or those of the training images."""
+def _statistics(
+    spec: DatasetSpec, images: NDArray[np.uint8] | ImageFiles
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """The declared mean and std, or those of the training images; and where they come from."""
     if spec.mean is not None and spec.std is not None:
-        return spec.mean, spec.std
-    return channel_statistics(images)
+        return spec.mean, spec.std, spec.stats_source
+    part = isinstance(images, ImageFiles) and len(images) > SAMPLE
+    source = f"computed from {SAMPLE:,} images of the training split" if part else spec.stats_source
+    return *channel_statistics(images), source
 
 
 def _chunks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), CHUNK):
-        yield images[start : start + CHUNK]
+    step = max(1, CHUNK // images[:1].nbytes)
+    for start in range(0, len(images), step):
+        yield images[start : start + step]
 
 
-def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array mapped from its file, its type and shape checked."""
+def _save_images(folder: Path, split: str, images: NDArray[np.uint8] | ImageFiles) -> None:
+    """Write a split's images: the array, or the names of their files and a link to where they lie."""
+    if not isinstance(images, ImageFiles):
+        _save(folder / f"{split}_images.npy", images)
+        return
+    _save(folder / f"{split}_files.npy", images.names)
+    link = folder / LINK
+    if not link.is_symlink():
+        link.symlink_to(images.root.resolve(), target_is_directory=True)
+
+
+def _load_images(
+    folder: Path, split: str, size: int, shape: tuple[int, int, int]
+) -> NDArray[np.uint8] | ImageFiles:
+    """What `_save_images` wrote."""
+    channels, height, width = shape
+    if not (folder / f"{split}_files.npy").exists():
+        return _map(folder / f"{split}_images.npy", "u1", (size, height, width, channels))
+    root = folder / LINK
+    if not root.is_dir():
+        raise DataError(
+            "the images are no longer where they were when the data set was prepared",
+            where=f"{root} -> {os.readlink(root) if root.is_symlink() else 'nothing'}",
+            fix=f"let this link lead to them, or delete the folder {folder}",
+        )
+    return ImageFiles(root, _map(folder / f"{split}_files.npy", "S", (size,)), height)
+
+
+def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array mapped from its file, its type (a byte string of any length for `S`) and shape checked."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path) from error
-    if array.dtype != dtype or array.shape != shape:
+    if array.shape != shape or array.dtype.kind + ("" if dtype == "S" else str(array.itemsize)) != dtype:
         raise _damaged(path)
     return array
 

@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kdpipe.core.errors import Interrupted
 from kdpipe.core.files import sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
-from kdpipe.engine.batches import Batches, Normalise
+from kdpipe.engine.batches import Batches, preprocessing
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
 from kdpipe.engine.predict import autocast, predict, save_predictions
@@ -30,6 +30,7 @@ from kdpipe.engine.state import StateStore
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import save_weights
+from kdpipe.nn.cost import cost
 from kdpipe.nn.taps import catch, expand, shapes
 
 
@@ -70,20 +71,26 @@ class Trainer:
         self.splits: dict[str, Split] = select(self.prepared, spec.data)
         self.monitored = "val" if "val" in self.splits else "test"
         channels, classes = self.prepared.shape[0], self.prepared.num_classes
-        self.batches = Batches(
-            self.splits["train"], self.prepared.mean, self.prepared.std, protocol, spec.seed, self.device
-        )
-        self.normalise = Normalise(self.prepared.mean, self.prepared.std, self.device)
+        self.normalise = preprocessing(self.prepared, self.device)
 
         model_spec: ModelSpec = registry.models.get(spec.model.name)
         kind = registry.recipes if spec.recipe else registry.methods
         objective = kind.get(spec.objective.name)
         self.objective = objective(objective.Config(**spec.objective.settings))
+        self.batches = Batches(
+            self.splits["train"],
+            self.normalise,
+            protocol,
+            spec.seed,
+            self.device,
+            second=self.objective.second_view,
+        )
         wish = self.objective.taps()
         info = DataInfo(classes, torch.tensor(self.splits["train"].labels))
 
         with seeded(spec.seed, "init"):
             self.model = model_spec.build(classes, channels)
+        self.cost = cost(self.model, self.prepared.shape)
         student_taps = expand(model_spec, wish.student)
         student_shapes = shapes(self.model, model_spec, student_taps, self.prepared.shape)
         self.teacher = self._load_teacher(expand_for=wish.teacher, classes=classes, channels=channels)
@@ -241,6 +248,7 @@ class Trainer:
             "started": started,
             "finished": time.time(),
             "seconds": sum(row["seconds"] for row in self.history),
+            "model": asdict(self.cost),
             "data": self.prepared.checksums,
             "teacher": sha256(self.teacher_weights) if self.teacher_weights else None,
         }

@@ -53,7 +53,8 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
     Returns:
         What was written: `status`, `epoch`, `time` (ms since 1970), `split`, `values` by name of measure
         (`kdpipe.core.measures.METRICS`), and, for a finished run, `samples`, `temperature_from`
-        (`val` or `test halves`) and `best_test_epoch` (None without a test accuracy per epoch).
+        (`val` or `test halves`) and `best_test_epoch` (None without a test accuracy per epoch). `model` has
+        the network's parameters, multiply-adds and fingerprint where the run's provenance states them.
 
     Raises:
         CheckpointError: predictions are missing, damaged or of other images than the teacher's.
@@ -73,6 +74,8 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
             found |= _measured(run, test, teacher)
         else:
             found["status"] = "collapsed"
+    if run.provenance.is_file() and (network := read_json(run.provenance).get("model")):
+        found["model"] = network
     write_json(run.metrics, found)
     return found
 

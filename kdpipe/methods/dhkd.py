@@ -36,7 +36,7 @@ MLP_PAIRS = (
     ("vgg13", "mobilenetv2"),
     ("wrn_40_2", "shufflenetv1"),
 )
-IMAGENET_PAIRS = (("resnet34", "resnet18"), ("resnet50", "mobilenet"))
+IMAGENET_PAIRS = (("imagenet_resnet34", "imagenet_resnet18"), ("imagenet_resnet50", "imagenet_mobilenetv1"))
 IMAGENET = {"alpha": 0.1, "align": False, "kd_epochs": 50}
 
 LOSSES = {"binarykl": binary_kl, "binarykl_norm": binary_kl_norm}

@@ -21,7 +21,10 @@ BETA = {  # (teacher, student) -> beta on CIFAR-100
     ("vgg13", "vgg8"): 6,
     ("vgg13", "mobilenetv2"): 6,
 }
-IMAGENET_BETA = {("resnet34", "resnet18"): 0.5, ("resnet50", "mobilenet"): 2}
+IMAGENET_BETA = {
+    ("imagenet_resnet34", "imagenet_resnet18"): 0.5,
+    ("imagenet_resnet50", "imagenet_mobilenetv1"): 2,
+}
 
 
 def target_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -35,7 +35,10 @@ class KD(Method):
     )
     published = tuple(
         Published(IMAGENET, "mdistiller, configs/imagenet", "imagenet", teacher, student)
-        for teacher, student in (("resnet34", "resnet18"), ("resnet50", "mobilenet"))
+        for teacher, student in (
+            ("imagenet_resnet34", "imagenet_resnet18"),
+            ("imagenet_resnet50", "imagenet_mobilenetv1"),
+        )
     )
 
     class Config(Settings):

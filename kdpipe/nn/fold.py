@@ -41,10 +41,19 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return folded.eval()
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into modules with nothing to fold: what they do may depend on shapes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or not any(
+            isinstance(part, CONVOLUTIONS + NORMS) for part in m.modules()
+        )
+
+
 def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(convolution, batch norm) pairs by dotted path, where the norm alone reads the convolution."""
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception:  # an untraceable forward pass can fail in any way; folding is optional
         return
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")

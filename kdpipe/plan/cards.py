@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdpipe.api.dataset import DatasetSpec
-from kdpipe.api.model import ModelSpec
+from kdpipe.api.dataset import Dataset, DatasetSpec, RegressionSpec
+from kdpipe.api.model import ModelSpec, Tap
 from kdpipe.api.settings import field_note
 from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.registry import REGISTRIES
+from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.plan.config import names, read_protocol, read_study
+from kdpipe.plan.datasets import all_datasets
+
+KINDS = ("methods", "recipes", "models", "datasets", "protocols", "studies")
 
 
 def card(name: str, folder: Path) -> str:
@@ -25,26 +29,48 @@ def card(name: str, folder: Path) -> str:
     Raises:
         UnknownNameError: nothing has that name.
     """
-    for kind, registered in REGISTRIES.items():
-        if name in registered.names() or (kind == "model" and _is_family(name)):
-            return _WRITERS[kind](registered.get(name))
-    if name in names("protocols", folder):
-        return _protocol(name, folder)
-    if name in names("studies", folder):
-        return _study(name, folder)
-    known = [n for r in REGISTRIES.values() for n in r.names()]
-    known += [*names("protocols", folder), *names("studies", folder)]
+    for kind in KINDS:
+        if name in members(kind, folder) or (kind == "models" and _is_family(name)):
+            return card_of(kind, name, folder)
+    known = [n for kind in KINDS for n in members(kind, folder)]
     raise UnknownNameError.of("card", name, known)
+
+
+def members(kind: str, folder: Path) -> dict[str, str]:
+    """Names of a kind (one of `KINDS`), each with what it is in one line."""
+    if kind == "datasets":
+        return {name: one_line(spec) for name, spec in all_datasets(folder).items()}
+    if kind == "protocols":
+        return {name: read_protocol(name, folder).title for name in names(kind, folder)}
+    if kind == "studies":
+        return {name: read_study(name, folder).title for name in names(kind, folder)}
+    return {name: one_line(plugin) for name, plugin in REGISTRIES[kind[:-1]].items()}
+
+
+def card_of(kind: str, name: str, folder: Path) -> str:
+    """The card of a member of a kind (one of `KINDS`)."""
+    if kind == "datasets":
+        return _dataset(all_datasets(folder)[name])
+    if kind == "protocols":
+        return _protocol(name, folder)
+    if kind == "studies":
+        return _study(name, folder)
+    plugin = REGISTRIES[kind[:-1]].get(name)
+    return _model(plugin) if kind == "models" else _objective(plugin)
 
 
 def one_line(plugin: Any) -> str:
     """A plug-in in one line."""
     if isinstance(plugin, ModelSpec):
-        return f"{plugin.params:>12,} parameters  {plugin.paper.authors} {plugin.paper.year}"
+        first, *others = plugin.paper.authors.split(", ")
+        authors = f"{first} et al." if others else first
+        return f"{plugin.params:>12,} parameters  {authors} {plugin.paper.year}"
     if isinstance(plugin, DatasetSpec):
         shape = "x".join(map(str, plugin.shape))
-        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,} images"
-        return f"{plugin.num_classes} classes, {shape}, {sizes}"
+        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "its"
+        return f"{plugin.num_classes or 'its'} classes, {shape}, {sizes} images"
+    if isinstance(plugin, RegressionSpec):
+        return f"{plugin.about}, {plugin.samples} samples"
     return (inspect.getdoc(plugin) or "").splitlines()[0]
 
 
@@ -78,46 +104,98 @@ def _objective(plugin: Any) -> str:
 
 
 def _model(spec: ModelSpec) -> str:
+    from kdpipe.nn.cost import declared_cost
+
+    counts = (f"{spec.params_at(n):,} ({n} classes)" for n in (10, 100, 200, 1000))
+    size = f"3 x {spec.side} x {spec.side}{' (no other size)' if spec.fixed else ''}"
+    cost = declared_cost(spec, 100)
     lines = [
         f"{spec.name} (revision {spec.revision})",
         "",
-        f"Parameters: {spec.params:,} (100 classes), {spec.params_at(10):,} (10 classes)",
+        _about(spec),
+        "",
+        f"Parameters: {', '.join(counts)}",
+        f"Multiply-adds: {cost.multiply_adds:,} for an image of {size}, 100 classes",
+        f"Fingerprint: {cost.fingerprint} (100 classes, 3 channels)",
         f"Classifier: {spec.classifier}, from {spec.embed_dim} features",
         "Taps:",
-        *(
-            f"  {name:<12}{tap.side} of {tap.module}: "
-            f"{tap.channels} channels, stride {tap.stride}, {tap.kind}"
-            for name, tap in spec.taps.items()
-        ),
+        *(f"  {name:<12}{_tap(tap)}" for name, tap in spec.taps.items()),
+        *(f"Printed as: {', '.join(names)} on {dataset}" for dataset, names in spec.printed.items()),
+        *(["Trained at a protocol's rate for light networks"] if spec.light else []),
         f"Paper: {spec.paper}",
     ]
     return "\n".join(lines)
 
 
-def _dataset(spec: DatasetSpec) -> str:
-    stats = f"mean {spec.mean}, std {spec.std}" if spec.mean else "mean and std"
+def _about(spec: ModelSpec) -> str:
+    """What the file of a network says of it."""
+    tree = ast.parse(REGISTRIES["model"].file(spec.name).read_text(encoding="utf-8"))
+    return ast.get_docstring(tree) or ""
+
+
+def _tap(tap: Tap) -> str:
+    place = f"{tap.side} of {tap.module}: "
+    if tap.kind == "vector":
+        return f"{place}vector of {tap.channels}"
+    large = f" ({tap.stride_64} from 64 pixels on)" if tap.stride_64 else ""
+    return f"{place}{tap.channels} channels, stride {tap.stride}{large}, {tap.kind}"
+
+
+def _dataset(spec: Dataset) -> str:
+    if isinstance(spec, RegressionSpec):
+        facts = [f"{key} = {value}  [{source}]" for key, (value, source) in spec.settings.items()]
+    else:
+        assert isinstance(spec, DatasetSpec)
+        facts = _images(spec)
     lines = [
         f"{spec.name} (revision {spec.revision})",
         "",
         one_line(spec),
-        f"Normalisation: {stats} ({spec.stats_source})",
+        *facts,
         f"Licence: {spec.licence}",
-        f"Paper: {spec.paper}",
     ]
+    return "\n".join([*lines, *([f"Paper: {spec.paper}"] if spec.paper.authors else [])])
+
+
+def _images(spec: DatasetSpec) -> list[str]:
+    stats = f"mean {spec.mean}, std {spec.std}" if spec.mean else "mean and std"
+    facts = [f"Normalisation: {stats} ({spec.stats_source})"]
+    if spec.preprocessing == "unit-norm":
+        facts = ["Preprocessing: each image divided by its 2-norm"]
+    if spec.targets:
+        facts.append(f"Targets of a regression, by class: {', '.join(f'{t:+g}' for t in spec.targets)}")
     if spec.layout:
-        lines.append(f"Folder: {spec.layout}")
-    return "\n".join(lines)
+        facts.append(f"Folder: {spec.layout}")
+    return [*facts, f"Download: {'kdpipe prepare --download' if spec.download else 'none'}"]
 
 
 def _protocol(name: str, folder: Path) -> str:
     file = read_protocol(name, folder)
-    lines = [name, "", file.title, f"Source: {file.source}", "", "Settings:"]
-    for key, value in file.settings.model_dump(mode="json").items():
+    lines = [name, "", file.title, f"Source: {file.source}"]
+    if file.reports:
+        lines.append(f"Reports: {file.reports.value}  [{file.reports.source}]")
+    lines += ["", "Settings:"]
+    for key, value in file.settings:
         source = f"  [{file.sources[key]}]" if key in file.sources else ""
-        lines.append(f"  {key} = {value}{source}")
-    if file.light:
-        lines.append(f"  lr = {file.light.lr} for light networks  [{file.light.source}]")
+        lines.append(f"  {key} = {_value(value)}{source}")
+        if key == "lr" and file.light:
+            lines.append(f"  lr = {file.light.lr} for light networks  [{file.light.source}]")
+    if file.settings.milestones:
+        lines += ["", f"The rate falls in epochs {_falls(file.settings)}, counted from 1."]
     return "\n".join(lines)
+
+
+def _falls(protocol: Protocol) -> str:
+    return ", ".join(str(m + (protocol.drop == "after")) for m in protocol.milestones)
+
+
+def _value(value: Any) -> str:
+    """A setting as text: augmentations like calls, lists without brackets."""
+    if isinstance(value, Augmentation):
+        return f"{value.name}({', '.join(f'{k} {v}' for k, v in value.settings.items())})"
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value)) or "none"
+    return str(value)
 
 
 def _study(name: str, folder: Path) -> str:
@@ -132,11 +210,3 @@ def _study(name: str, folder: Path) -> str:
         "Measures: " + ", ".join(study.metrics),
     ]
     return "\n".join(lines)
-
-
-_WRITERS: dict[str, Callable[[Any], str]] = {
-    "method": _objective,
-    "recipe": _objective,
-    "model": _model,
-    "dataset": _dataset,
-}

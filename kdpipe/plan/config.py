@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -31,6 +31,9 @@ class Config(Frozen):
     results: str = Field("results", description="folder for everything that runs make")
     data: str | dict[str, str] = Field(
         "data", description="folder with one folder per data set, or a folder for each data set by name"
+    )
+    download: bool = Field(
+        False, description="let `prepare` fetch published data sets that are not there (checksums verified)"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, description="processor threads of one training")
@@ -59,11 +62,19 @@ class Light(Frozen):
     source: str
 
 
+class Reports(Frozen):
+    """Which of a run's epochs gives the number that the source prints; kdpipe itself measures the last."""
+
+    value: Literal["last", "best-on-test", "median-of-last-5", "curve", "not-stated"]
+    source: str
+
+
 class ProtocolFile(Frozen):
     """A protocol as written in config/protocols: each value with its source."""
 
     title: str = Field(description="one line")
     source: str = Field(description="where the values come from, unless one says otherwise")
+    reports: Reports | None = Field(None, description="what the source reports, for the reader")
     settings: Protocol
     sources: dict[str, str] = Field({}, description="filled in from `{value:, source:}` entries")
     light: Light | None = None
@@ -108,6 +119,56 @@ class ProtocolFile(Frozen):
         return self.settings.model_copy(update=change)
 
 
+class Sizes(Frozen):
+    """Images per split."""
+
+    train: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class DatasetFile(Frozen):
+    """A data set of your own, as written in config/datasets."""
+
+    title: str = Field("", description="one line")
+    format: Literal["folder", "parquet"] = Field(
+        description="folder: SPLIT/CLASS/IMAGE; parquet: Hugging Face files with the splits in their names"
+    )
+    size: int = Field(ge=1, description="height and width of what networks see of an image, in pixels")
+    channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey; images are converted")
+    train: str = Field("train", min_length=1, description="folder, or word in the names of the files")
+    test: str = Field("test", min_length=1, description="the same for the test split")
+    image: str | None = Field(None, description="parquet: column of the images; default: img or image")
+    label: str = Field("label", description="parquet: column of the labels, whole numbers from 0")
+    resize: bool = Field(
+        False, description="bring images of other sizes to `size` (else they are errors): middle square"
+    )
+    on_disk: bool = Field(
+        False, description="folder: leave the images in their files, decoded in every epoch (large sets)"
+    )
+    num_classes: int | None = Field(None, ge=2, description="default: counted")
+    sizes: Sizes | None = Field(None, description="images per split, checked; default: counted")
+    mean: tuple[float, ...] | None = Field(None, description="per channel in [0, 1]; default: computed")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, description="as mean")
+    stats_source: str = Field("", description="where mean and std come from")
+    preprocessing: Literal["standardise", "unit-norm"] = Field(
+        "standardise", description="(x - mean) / std, or each image divided by its 2-norm"
+    )
+    licence: str = Field("not stated", description="terms of use")
+    url: str = Field("", description="where the data come from")
+    revision: int = Field(1, ge=1, description="raise it when the images themselves have changed")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetFile:
+        given = [value for value in (self.mean, self.std) if value is not None]
+        if given and (len(given) == 1 or not self.stats_source):
+            raise ValueError("mean, std and stats_source go together: give all three or none")
+        if any(len(value) != self.channels for value in given):
+            raise ValueError(f"mean and std have {self.channels} numbers, one per channel")
+        if self.on_disk and (self.format != "folder" or self.channels != 3):
+            raise ValueError("on_disk goes with format: folder and channels: 3")
+        return self
+
+
 def scale_epoch(epoch: int, full: int, reduced: int) -> int:
     """An epoch of a full schedule at the same fraction of a reduced one (at least 1)."""
     return max(1, round(epoch * reduced / full))
@@ -134,6 +195,12 @@ def read_protocol(name: str, folder: Path, where: str | None = None) -> Protocol
     return parse(ProtocolFile, read_yaml(file), str(file))
 
 
+def read_dataset(name: str, folder: Path) -> DatasetFile:
+    """Read `datasets/<name>.yaml`."""
+    file = folder / "datasets" / f"{name}.yaml"
+    return parse(DatasetFile, read_yaml(file), str(file))
+
+
 def read_scales(folder: Path) -> dict[str, Scale]:
     """Read `scales.yaml`: the reductions that every study can be run at."""
     file = folder / "scales.yaml"
@@ -143,7 +210,7 @@ def read_scales(folder: Path) -> dict[str, Scale]:
 
 
 def names(kind: str, folder: Path) -> list[str]:
-    """Names of the studies or protocols in a config folder (`kind` is `studies` or `protocols`)."""
+    """Names of the files in a part of a config folder (`studies`, `protocols` or `datasets`)."""
     return sorted(f.stem for f in (folder / kind).glob("*.yaml"))
 
 

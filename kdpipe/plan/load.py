@@ -17,6 +17,7 @@ from kdpipe.core.ids import canonical, digest
 from kdpipe.core.paths import Results
 from kdpipe.core.registry import plugin_files
 from kdpipe.plan.config import Config
+from kdpipe.plan.imported import check_imports
 from kdpipe.plan.plan import Plan, PlannedStudy
 
 PLANS_KEPT = 20
@@ -40,11 +41,14 @@ def load_plan(config: Config) -> tuple[Plan, Path]:
 
     Raises:
         ConfigError: the settings are wrong; the child's message is passed on.
+        CheckpointError: a teacher that a study names has not been imported.
     """
     path = plan_path(config)
     if not path.is_file():
         _resolve_in_child(config, path)
-    return read_plan(path), path
+    plan = read_plan(path)
+    check_imports(plan, Results(Path(config.results)))
+    return plan, path
 
 
 def read_plan(path: Path) -> Plan:
@@ -105,7 +109,8 @@ def _inputs(folder: Path) -> list[Path]:
         folder / "scales.yaml",
         *folder.glob("studies/*.yaml"),
         *folder.glob("protocols/*.yaml"),
+        *folder.glob("datasets/*.yaml"),
     ]
     code = [file for room in _SOURCES for file in (here / room).glob("*.py")]
-    extra = [here / "engine" / "augment.py"]
+    extra = sorted((here / "engine").glob("augment*.py"))
     return [file for file in (*sorted(settings), *sorted(code), *extra, *plugin_files()) if file.is_file()]

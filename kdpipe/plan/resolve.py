@@ -19,18 +19,21 @@ from kdpipe.api.settings import Published, later_settings
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.measures import METRICS
-from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
+from kdpipe.core.specs import IMPORTED, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
 from kdpipe.engine.augment import Pipeline
 from kdpipe.nn.taps import expand
 from kdpipe.plan.config import (
     Config,
     ProtocolFile,
     explain,
+    parse,
     read_protocol,
     read_scales,
     read_study,
     scale_epoch,
 )
+from kdpipe.plan.datasets import find_dataset
+from kdpipe.plan.imported import Imported, import_command, imported_run
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy
 from kdpipe.plan.study import Entry, Pair, Scale, Study
 
@@ -82,11 +85,9 @@ class _StudyResolver:
 
     def __post_init__(self) -> None:
         self.where = f"{self.folder}/studies/{self.name}.yaml"
-        self.protocol: ProtocolFile = read_protocol(
-            self.study.protocol, self.folder, f"{self.where}, key 'protocol'"
-        )
-        self.dataset: DatasetSpec = registry.datasets.get(
-            self.study.dataset, where=f"{self.where}, key 'dataset'"
+        self.protocols = {kind: self._read_protocol(name) for kind, name in self.study.protocol}
+        self.dataset: DatasetSpec = find_dataset(
+            self.study.dataset, self.folder, f"{self.where}, key 'dataset'"
         )
         self.scale_name, self.scale = self._scale()
         self.models = {
@@ -94,12 +95,9 @@ class _StudyResolver:
             for pair in self.study.pairs
             for name in (pair.teacher, pair.student)
         }
+        self._check_sides()
         self.seeds = self.study.seeds[: self.scale.seeds]
         self.data = self._data()
-        try:
-            Pipeline(self.protocol.settings.augmentation)
-        except UserError as error:
-            raise error.at(f"{self.folder}/protocols/{self.study.protocol}.yaml") from None
         for metric in self.study.metrics:
             if metric not in METRICS:
                 raise UnknownNameError.of("measure", metric, METRICS, where=f"{self.where}, key 'metrics'")
@@ -109,7 +107,8 @@ class _StudyResolver:
             ("methods", registry.methods, self.study.methods),
         ):
             for entry in entries:
-                kind.get(entry.name, where=f"{self.where}, key '{key}'")
+                if kind is not registry.recipes or entry.name != IMPORTED:
+                    kind.get(entry.name, where=f"{self.where}, key '{key}'")
 
     def resolve(self) -> Plan:
         """The study's runs and cells, in the order of its table."""
@@ -117,7 +116,8 @@ class _StudyResolver:
             for recipe in self.study.recipes:
                 for seed in self.seeds:
                     teacher = self._teacher(pair, recipe, seed)
-                    self._cell(TEACHER, recipe, pair, seed, teacher, own=True)
+                    own_seed = self.seeds[0] if recipe.name == IMPORTED else seed  # one for all seeds
+                    self._cell(TEACHER, recipe, pair, own_seed, teacher, own=True)
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
         cells = tuple(dict.fromkeys(self.cells))
@@ -137,8 +137,12 @@ class _StudyResolver:
         for curve in self.study.curves:
             method = by_label[curve.method]
             for epoch in self._curve_epochs(curve.epochs, pair.teacher):
-                last = epoch == self._protocol(pair.teacher).epochs
+                last = epoch == self._protocol(pair.teacher, "teacher").epochs
                 at = None if last else epoch
+                if recipe.name == IMPORTED:
+                    why = "an imported teacher has no earlier epochs"
+                    self._cell(method.label, recipe, pair, seed, None, part="curve", epoch=at, skipped=why)
+                    continue
                 self._student_cell("curve", method, pair, recipe, seed, teacher, at)
                 self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="curve", epoch=at)
                 if at is not None:
@@ -175,7 +179,23 @@ class _StudyResolver:
         student = None if own else pair.student
         self.cells.append(Cell(part, row, recipe.label, pair.teacher, student, seed, epoch, run, skipped))
 
+    def _imported(self, pair: Pair, recipe: Entry) -> str:
+        where = f"{self.where}, settings of recipe '{recipe.label}'"
+        sha256 = parse(Imported, recipe.settings, where).files.get(pair.teacher)
+        if sha256 is None:
+            command = import_command(self.dataset.name, pair.teacher)
+            raise ConfigError(
+                f"'files' names no checkpoint of {pair.teacher}",
+                where=where,
+                fix=f"{command} prints its entry",
+            )
+        run = imported_run(self.dataset, self.models[pair.teacher], sha256, self.data.test_samples)
+        self.runs.setdefault(run.name, PlannedRun(run, None, self.dataset.folder, studies=(self.name,)))
+        return run.name
+
     def _teacher(self, pair: Pair, recipe: Entry, seed: int) -> str:
+        if recipe.name == IMPORTED:
+            return self._imported(pair, recipe)
         objective = self._objective("recipe", recipe, pair, recipe.name)
         spec = self._spec(pair.teacher, seed, recipe=objective.part)
         label = f"teacher_{self.dataset.name}_{pair.teacher}_{recipe.name}_s{seed}"
@@ -214,7 +234,7 @@ class _StudyResolver:
         run = Run(
             spec=spec,
             label=label,
-            protocol=self.study.protocol,
+            protocol=getattr(self.study.protocol, "teacher" if spec.recipe else "student"),
             scale=self.scale_name,
             sources=objective.sources,
             pair=pair,
@@ -238,7 +258,7 @@ class _StudyResolver:
         return RunSpec(
             data=self.data,
             model=Part(name=model, revision=self.models[model].revision),
-            protocol=self._protocol(model),
+            protocol=self._protocol(model, "teacher" if recipe else "student"),
             recipe=recipe,
             method=method,
             teacher=teacher,
@@ -285,12 +305,32 @@ class _StudyResolver:
         reason: str | None = objective.skip(student, teacher)
         return reason
 
-    def _protocol(self, model: str) -> Protocol:
+    def _check_sides(self) -> None:
+        """Refuse networks that take images of another size only."""
+        side = self.dataset.shape[1]
+        for name, spec in self.models.items():
+            if spec.fixed and spec.side != side:
+                raise ConfigError(
+                    f"{name} takes images of {spec.side} pixels only; "
+                    f"those of {self.dataset.name} have {side}",
+                    where=f"{self.where}, key 'pairs'",
+                )
+
+    def _read_protocol(self, name: str) -> ProtocolFile:
+        file = read_protocol(name, self.folder, f"{self.where}, key 'protocol'")
+        try:
+            Pipeline(file.settings.augmentation)
+        except UserError as error:
+            raise error.at(f"{self.folder}/protocols/{name}.yaml") from None
+        return file
+
+    def _protocol(self, model: str, kind: str) -> Protocol:
         spec: ModelSpec = self.models[model]
-        return self.protocol.at(self.scale, spec.light)
+        return self.protocols[kind].at(self.scale, spec.light)
 
     def _curve_epochs(self, epochs: tuple[int, ...], teacher: str) -> list[int]:
-        full, reduced = self.protocol.settings.epochs, self._protocol(teacher).epochs
+        full = self.protocols["teacher"].settings.epochs
+        reduced = self._protocol(teacher, "teacher").epochs
         if max(epochs) > full:
             raise ConfigError(
                 f"a curve asks for teacher epoch {max(epochs)}; the protocol has {full}",
@@ -309,7 +349,7 @@ class _StudyResolver:
         sizes = self.dataset.sizes
 
         def limit(asked: int | None, split: str) -> int | None:
-            return asked if asked is not None and asked < sizes[split] else None
+            return asked if asked is not None and asked < sizes.get(split, asked + 1) else None
 
         return DataSpec(
             dataset=self.dataset.name,

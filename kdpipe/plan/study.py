@@ -20,10 +20,29 @@ class Pair(Frozen):
 
 
 def _or_bare_name(schema: dict[str, Any]) -> None:
-    """Let the JSON schema allow what `Entry` allows: a name alone."""
-    entry = dict(schema)
+    """Let the JSON schema allow what the class allows: a name alone."""
+    full = dict(schema)
     schema.clear()
-    schema["anyOf"] = [{"type": "string"}, entry]
+    schema["anyOf"] = [{"type": "string"}, full]
+
+
+class Protocols(Frozen):
+    """The protocols of teachers and of students; a bare name stands for both."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare_name)
+
+    teacher: str = Field(description="name of a file in config/protocols")
+    student: str = Field(description="name of a file in config/protocols")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"teacher": value, "student": value} if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        if self.teacher == self.student:
+            return self.teacher
+        return f"{self.teacher} (teachers), {self.student} (students)"
 
 
 class Entry(Frozen):
@@ -73,7 +92,9 @@ class Study(Frozen):
     paper: str = Field("", description="short name of the paper it reproduces, if any")
     about: str = Field("", description="what the study asks, in a sentence or two")
     dataset: str = Field(description="name of the data set")
-    protocol: str = Field(description="name of a file in config/protocols")
+    protocol: Protocols = Field(
+        description="name of a file in config/protocols, or one for the teacher and one for the student"
+    )
     split: Literal["full-train", "train-val"] = Field(
         "full-train", description="train on everything, or hold out a validation set"
     )

@@ -128,7 +128,7 @@ class _Runs:
             "kind": run.kind,
             "objective": spec.objective.name,
             "settings": [[k, _text(v), run.sources.get(k, "")] for k, v in spec.objective.settings.items()],
-            "protocol": [run.protocol, self._share(spec.protocol)],
+            "protocol": [run.protocol, self._number([]) if run.imported else self._share(spec.protocol)],
             "data": [spec.data.dataset, self._share(spec.data)],
             "link": f"../runs/{quote(run.name)}/" if results.run(run.name).root.is_dir() else None,
         }

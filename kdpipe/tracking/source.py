@@ -122,7 +122,7 @@ class Content:
             "seed": spec.seed,
             **_flat("data", spec.data.model_dump(mode="json")),
             **_flat("model", spec.model.settings),
-            **_flat("protocol", spec.protocol.model_dump(mode="json")),
+            **({} if self.run.imported else _flat("protocol", spec.protocol.model_dump(mode="json"))),
             **_flat(kind, spec.objective.settings),
         }
         if spec.teacher:

@@ -1,9 +1,9 @@
 """The tiny data set, prepared and registered."""
 
 import pytest
-from kdpipe.engine.prepare import load, prepare
 
 from kdpipe.core import registry
+from kdpipe.engine.prepare import load, prepare
 from tests.engine.tiny import SPEC
 
 
@@ -14,9 +14,9 @@ def prepared(tmp_path_factory):
     return load(folder)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _corners():
-    """Register the data set for the engine's look-ups."""
+    """Register the data set for the engine's look-ups, and for these tests alone."""
     registry.datasets.names()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.datasets._found, "corners", SPEC)

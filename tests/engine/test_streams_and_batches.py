@@ -8,7 +8,7 @@ from kdpipe.api import Split
 from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.engine.augment import Crop, Flip, Pipeline
-from kdpipe.engine.batches import Batches, Normalise
+from kdpipe.engine.batches import Batches, Normalise, unit_norm
 from kdpipe.engine.streams import generator, seeded, stream_seed
 
 CPU = torch.device("cpu")
@@ -16,15 +16,16 @@ CPU = torch.device("cpu")
 
 def split(n=10, size=6, channels=3):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (n, channels, size, size), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
     return Split(images, np.arange(n, dtype=np.int64) % 5)
 
 
-def batches(n=10, seed=0, batch_size=4, steps=("crop", "flip")):
+def batches(n=10, seed=0, batch_size=4, steps=("crop", "flip"), **options):
     protocol = Protocol(
         lr=0.1, epochs=1, batch_size=batch_size, augmentation=tuple(Augmentation(name=s) for s in steps)
     )
-    return Batches(split(n), (0.5,) * 3, (0.25,) * 3, protocol, seed, CPU)
+    normalise = Normalise((0.5,) * 3, (0.25,) * 3, CPU)
+    return Batches(split(n), normalise, protocol, seed, CPU, **options)
 
 
 def test_streams_are_independent_and_repeatable():
@@ -84,7 +85,7 @@ def test_no_batch_holds_a_single_sample(n, sizes):
 def test_labels_belong_to_their_images():
     data = batches(steps=())
     normalise = Normalise((0.5,) * 3, (0.25,) * 3, CPU)
-    originals = normalise(torch.tensor(split().images).permute(0, 2, 3, 1))
+    originals = normalise(torch.tensor(split().images))
     for batch in data.epoch(0):
         assert torch.equal(batch.images, originals[batch.index])
         assert torch.equal(batch.labels, torch.tensor(split().labels)[batch.index])
@@ -98,9 +99,29 @@ def test_normalise_is_the_formula():
     assert out.shape == (1, 3, 1, 1)
 
 
+def test_unit_norm_divides_by_the_norm_and_keeps_black():
+    images = torch.tensor(split(3).images)
+    images[1] = 0
+    out = unit_norm(images)
+    assert out.shape == (3, 3, 6, 6)
+    torch.testing.assert_close(out.flatten(1).norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+    expected = images[2].float().permute(2, 0, 1) / images[2].float().norm()
+    torch.testing.assert_close(out[2], expected)
+
+
+def test_a_second_view_is_there_when_asked_for_and_independent():
+    assert next(batches().epoch(0)).second is None
+    plain, both = list(batches(n=64).epoch(0)), list(batches(n=64, second=()).epoch(0))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(plain, both, strict=True))
+    assert not all(torch.equal(b.images, b.second) for b in both)
+    flip = (Augmentation(name="flip", settings={"p": 1}),)
+    for batch in batches(steps=(), second=flip).epoch(0):
+        assert torch.equal(batch.second, batch.images.flip(3))
+
+
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_crop_equals_padding_and_slicing(mode):
-    images = torch.tensor(split(4).images).permute(0, 2, 3, 1)
+    images = torch.tensor(split(4).images)
     crop = Crop(padding=2, mode=mode)
     corner = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3]])
     kind = {"zero": "constant", "reflect": "reflect"}[mode]

@@ -135,6 +135,11 @@ def test_it_learns_and_leaves_what_it_promises(prepared, teacher):
     assert json.loads(teacher.status.read_text()) == {"status": "finished", "epoch": 6, "reason": ""}
     record = json.loads(teacher.provenance.read_text())
     assert record["torch"] == torch.__version__
+    weights = read_weights(teacher.model)
+    trained = sum(v.numel() for k, v in weights.items() if "running" not in k and "tracked" not in k)
+    assert record["model"]["parameters"] == trained
+    assert record["model"]["fingerprint"].startswith(f"{trained}-")
+    assert record["model"]["multiply_adds"] > trained
     assert teacher.checkpoint(2).is_file()
 
 

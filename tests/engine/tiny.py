@@ -19,10 +19,10 @@ def read(folder):
 
     def split(n):
         labels = np.arange(n, dtype=np.int64) % CLASSES
-        images = rng.integers(0, 120, (n, 1, SIZE, SIZE), dtype=np.uint8)
+        images = rng.integers(0, 120, (n, SIZE, SIZE, 1), dtype=np.uint8)
         for image, label in zip(images, labels, strict=True):
             row, column = divmod(int(label), 2)
-            image[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 100
+            image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4, 0] += 100
         return Split(images, labels)
 
     return {"train": split(58), "test": split(20)}

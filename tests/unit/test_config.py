@@ -86,6 +86,8 @@ def test_bare_names_become_entries():
         ({"pairs": [{"teacher": "a", "studnet": "b"}]}, "unknown key 'studnet'"),
         ({"pairs": [{"teacher": "a"}]}, r"pairs\.0\.student' is missing"),
         ({"dataset": 3}, r"valid string \(got 3\)"),
+        ({"protocol": {"techer": "p", "student": "p"}}, "did you mean 'teacher'"),
+        ({"protocol": {"teacher": "p"}}, r"'protocol\.student' is missing"),
     ],
 )
 def test_a_wrong_study_is_one_message(changes, message):

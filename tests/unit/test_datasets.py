@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +20,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdpipe.api import ImageFiles
 from kdpipe.core import registry
 from kdpipe.core.errors import DataError
-from kdpipe.datasets import _formats
-from kdpipe.datasets._formats import Cifar, progress, read_parquet
+from kdpipe.datasets import _formats, _trees
+from kdpipe.datasets._formats import Cifar, Pixels, arriving, progress, read_parquet
+from kdpipe.datasets._trees import ClassFolders
 from kdpipe.datasets.cifar10 import CIFAR10
 from kdpipe.datasets.cifar100 import CIFAR100
 from kdpipe.engine.prepare import pixel_hash
@@ -58,7 +64,7 @@ def test_parquet_keeps_pixels_labels_and_order(tmp_path: Path, kind: str, image:
         )
     write_parquet(tmp_path / "test.parquet", [encode(source[4], kind)], [7], image)
     splits = FILES.read(tmp_path)
-    assert np.array_equal(splits["train"].images, source.transpose(0, 3, 1, 2))
+    assert np.array_equal(splits["train"].images, source)
     assert splits["train"].labels.tolist() == [0, 1, 2, 3, 4]
     assert splits["test"].labels.tolist() == [7]
     assert (splits["train"].images.dtype, splits["train"].labels.dtype) == (np.uint8, np.int64)
@@ -71,7 +77,7 @@ def test_many_rows_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = pixels(8)
     file = write_parquet(tmp_path / "a.parquet", [encode(i) for i in source], list(range(8)))
     split = read_parquet([file, file], "label")
-    assert np.array_equal(split.images, np.concatenate([source, source]).transpose(0, 3, 1, 2))
+    assert np.array_equal(split.images, np.concatenate([source, source]))
     assert split.labels.tolist() == [*range(8), *range(8)]
 
 
@@ -86,7 +92,7 @@ def test_files_may_lie_one_level_down(tmp_path: Path, place: str) -> None:
 def test_a_grey_or_palette_image_becomes_colour(tmp_path: Path) -> None:
     grey = pixels(1)[0, :, :, 0]
     file = write_parquet(tmp_path / "a.parquet", [encode(grey)], [0])
-    assert np.array_equal(read_parquet([file], "label").images[0], np.stack([grey] * 3))
+    assert np.array_equal(read_parquet([file], "label").images[0], np.stack([grey] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("spec", [CIFAR10, CIFAR100], ids=lambda s: s.name)
@@ -197,8 +203,8 @@ def write_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.u
 def test_torchvision_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_pickles(tmp_path / "cifar-10-batches-py", monkeypatch)
     splits = CIFAR10.read(tmp_path)
-    assert np.array_equal(splits["train"].images, source[:3].transpose(0, 3, 1, 2))
-    assert np.array_equal(splits["test"].images, source[3:].transpose(0, 3, 1, 2))
+    assert np.array_equal(splits["train"].images, source[:3])
+    assert np.array_equal(splits["test"].images, source[3:])
     assert splits["train"].labels.tolist() == [4, 5, 6]
     assert splits["test"].labels.tolist() == [7, 8]
     assert splits["test"].labels.dtype == np.int64
@@ -279,3 +285,278 @@ def test_real_photographs_decode_to_the_published_pixels(split: str, count: int,
     read = read_parquet(sorted(folder.glob(f"*{split}*.parquet")), "label")
     assert pixel_hash(read.images) == checksum
     assert np.bincount(read.labels).tolist() == [count // 2, count // 2]
+
+
+# class folders, archives
+
+
+TREE = ClassFolders("tiny", Pixels(8), test="val", inner="tiny-200")
+
+
+def write_tree(root: Path, test: str = "val", side: int = 8) -> NDArray[np.uint8]:
+    """Two classes of two training images and one test image each; the pictures in order of their files."""
+    source = pixels(6, side=side)
+    names = [f"train/{c}/images/{i}.png" for c in ("n02", "n10") for i in (0, 1)]
+    names += [f"{test}/{c}/a.png" for c in ("n02", "n10")]
+    for name, image in zip(names, source, strict=True):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image))
+    (root / "train/n02/boxes.txt").write_text("not an image")
+    (root / "train/n02/.hidden.png").write_text("left by an operating system")
+    return source
+
+
+def annotate(root: Path, lines: list[str]) -> None:
+    """Turn the test folder into Tiny ImageNet's layout."""
+    (root / "val/images").mkdir()
+    (root / "val/n02/a.png").rename(root / "val/images/val_0.JPEG")
+    (root / "val/n10/a.png").rename(root / "val/images/val_1.JPEG")
+    (root / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_zip(root: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(root.rglob("*")):
+            file.write(path, path.relative_to(root.parent))
+    return archive
+
+
+@pytest.mark.parametrize("place", ["", "tiny-200"])
+def test_class_folders_are_read(tmp_path: Path, place: str) -> None:
+    source = write_tree(tmp_path / place)
+    splits = TREE.read(tmp_path)
+    assert np.array_equal(splits["train"].images, source[:4])
+    assert splits["train"].labels.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(splits["test"].images, source[4:])
+    assert splits["test"].labels.tolist() == [0, 1]
+    assert (splits["train"].classes, splits["train"].source) == (("n02", "n10"), "folder")
+
+
+def test_tiny_imagenets_annotations_label_its_test_images(tmp_path: Path) -> None:
+    source = write_tree(tmp_path)
+    annotate(tmp_path, ["val_1.JPEG\tn10\t0\t0\t7\t7", "val_0.JPEG\tn02\t0\t0\t7\t7", ""])
+    test = TREE.read(tmp_path)["test"]
+    assert np.array_equal(test.images, source[[5, 4]])
+    assert test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("val_9.JPEG\tn02\t0", "an image that is not there"), ("val_0.JPEG\tn99\t0", "an unknown class")],
+)
+def test_a_wrong_annotation_is_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+    write_tree(tmp_path)
+    annotate(tmp_path, ["val_1.JPEG\tn10\t0\t0\t7\t7", line])
+    with pytest.raises(DataError, match=rf"(?s)line 2 names {message}.*val_annotations\.txt"):
+        TREE.read(tmp_path)
+
+
+def test_an_archive_is_read_without_unpacking(tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "x" / "tiny-200")
+    annotate(tmp_path / "x" / "tiny-200", ["val_0.JPEG\tn02", "val_1.JPEG\tn10"])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_zip(tmp_path / "x" / "tiny-200", folder / "tiny-200.zip")
+    splits = TREE.read(folder)
+    assert np.array_equal(splits["train"].images, source[:4])
+    assert np.array_equal(splits["test"].images, source[4:])
+    assert splits["train"].source == "archive"
+    assert [path.name for path in folder.iterdir()] == ["tiny-200.zip"]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    write_tree(tmp_path / "x" / "tiny-200")
+    (tmp_path / "data").mkdir()
+    return write_zip(tmp_path / "x" / "tiny-200", tmp_path / "data" / "tiny-200.zip")
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped.png", "/escaped.png", "tiny-200/../../escaped.png", "C:\\x.png"]
+)
+def test_an_archive_with_a_path_that_leads_out_is_refused(archive: Path, name: str) -> None:
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(name, b"x")
+    with pytest.raises(DataError, match=r"(?s)leads out of it.*tiny-200\.zip"):
+        TREE.read(archive.parent)
+    assert not list(archive.parents[1].rglob("escaped.png"))
+
+
+def test_an_archive_with_a_link_is_refused(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "a") as file:
+        link = zipfile.ZipInfo("tiny-200/train/n02/images/2.png")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match=r"(?s)a link.*images/2\.png"):
+        TREE.read(archive.parent)
+
+
+def test_an_archive_with_a_huge_file_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trees, "LARGEST", 100)
+    with pytest.raises(DataError, match=r"(?s)bytes, which is no image.*\.png"):
+        TREE.read(archive.parent)
+
+
+@pytest.mark.parametrize("keep", [0, 500, -30])
+def test_a_broken_download_never_counts(archive: Path, keep: int) -> None:
+    archive.write_bytes(archive.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"(?s)not downloaded to its end.*tiny-200\.zip.*get it again"):
+        TREE.read(archive.parent)
+
+
+def test_a_changed_byte_in_an_archive_is_found_and_its_file_named(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    place = data.index(b"tiny-200/train/n02/images/1.png") + 80
+    data[place] ^= 0xFF
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"(?s)the archive is damaged.*n02/images/1\.png"):
+        TREE.read(archive.parent)
+
+
+def test_a_broken_image_in_a_folder_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "train/n10/images/1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"(?s)cannot be decoded.*n10.images.1\.png"):
+        TREE.read(tmp_path)
+
+
+def test_a_test_image_of_an_unknown_class_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "val/n02").rename(tmp_path / "val/n77")
+    with pytest.raises(DataError, match=r"(?s)no class folder of the train split.*n77.a\.png"):
+        TREE.read(tmp_path)
+
+
+def test_an_image_outside_the_class_folders_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "val/loose.png").write_bytes(encode(pixels(1, side=8)[0]))
+    with pytest.raises(DataError, match=r"(?s)no class folder.*loose\.png"):
+        TREE.read(tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_a_split_without_images_is_an_error(tmp_path: Path, empty: str) -> None:
+    write_tree(tmp_path)
+    shutil.rmtree(tmp_path / empty)
+    (tmp_path / empty).mkdir()
+    with pytest.raises(DataError, match=rf"(?s)holds no .*{empty}.*train/CLASS/IMAGE"):
+        TREE.read(tmp_path)
+
+
+def test_no_tree_says_what_to_put_where(tmp_path: Path) -> None:
+    for folder in (None, tmp_path / "missing", tmp_path):
+        with pytest.raises(DataError, match=r"(?s)tiny.*train/CLASS/IMAGE and val.*tiny-200\.zip"):
+            TREE.read(folder)
+
+
+def test_files_stay_on_disk_when_asked(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    splits = ClassFolders("tiny", Pixels(8), test="val", on_disk=True).read(tmp_path)
+    images = splits["train"].images
+    assert isinstance(images, ImageFiles)
+    assert images.path(3) == tmp_path / "train/n10/images/1.png"
+    assert (len(images), images.side) == (4, 8)
+    assert splits["test"].labels.tolist() == [0, 1]
+
+
+def test_images_of_other_sizes_are_errors_or_resized(tmp_path: Path) -> None:
+    wide = np.zeros((6, 10, 3), np.uint8)
+    wide[:, 2:8] = 200  # the square in the middle
+    data = encode(wide)
+    with pytest.raises(DataError, match=r"(?s)10 x 6 pixels, not 4 x 4.*a\.png"):
+        Pixels(4).decode(data, "a.png")
+    assert (Pixels(6, resize=True).decode(data, "a.png") == 200).all()
+    assert Pixels(4, channels=1, resize=True).decode(data, "a.png").shape == (4, 4, 1)
+
+
+# downloads
+
+
+def test_a_download_arrives_whole_or_not_at_all(tmp_path: Path) -> None:
+    with arriving(tmp_path / "data" / "x", "tiny") as place:
+        place.mkdir()
+        (place / "file").write_text("all of it")
+    assert (tmp_path / "data/x/file").read_text() == "all of it"
+
+    def breaks(error: Exception) -> None:
+        with arriving(tmp_path / "data" / "y", "tiny") as place:
+            place.write_text("a par")
+            raise error
+
+    for error in (URLError("no route"), RuntimeError("File not found or corrupted.")):
+        with pytest.raises(DataError, match=r"(?s)tiny could not be downloaded.*fetch the published files"):
+            breaks(error)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["x"]
+
+
+def test_cifar_is_downloaded_by_torchvision_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = pytest.importorskip("torchvision.datasets")
+    source = write_pickles(tmp_path / "server", monkeypatch)
+    calls: list[str] = []
+
+    def fetch(self: Any) -> None:
+        calls.append(self.root)
+        shutil.copytree(tmp_path / "server", Path(self.root) / self.base_folder)
+
+    monkeypatch.setattr(torchvision.CIFAR10, "download", fetch)
+    for _ in range(2):  # the second time it is there
+        CIFAR10.download(tmp_path / "data")
+    assert len(calls) == 1
+    assert np.array_equal(CIFAR10.read(tmp_path / "data")["test"].images, source[3:])
+
+
+def test_data_that_are_there_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [encode(pixels(1)[0])], [1])
+    CIFAR10.download(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *_: pytest.fail("downloaded"))
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    registry.datasets.get("tiny_imagenet").download(tmp_path)
+    assert not (tmp_path / "cifar-10-batches-py").exists()
+
+
+def test_tiny_imagenet_is_downloaded_with_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(url: str, root: str, name: str, md5: str) -> None:
+        assert (url.rpartition("/")[2], len(md5)) == ("tiny-imagenet-200.zip", 32)
+        (Path(root) / name).write_bytes(b"archive")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
+    registry.datasets.get("tiny_imagenet").download(tmp_path / "new")
+    assert (tmp_path / "new/tiny-imagenet-200.zip").read_bytes() == b"archive"
+
+
+# two classes, sine
+
+
+def test_two_classes_are_taken_from_all_ten(tmp_path: Path) -> None:
+    source = pixels(5)
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write_parquet(folder / f"{split}.parquet", [encode(i) for i in source], [3, 1, 0, 9, 1])
+    for asked in (tmp_path / "cifar10_two_class", folder):
+        split = registry.datasets.get("cifar10_two_class").read(asked)["train"]
+        assert np.array_equal(split.images, source[[1, 2, 4]])
+        assert split.labels.tolist() == [1, 0, 1]
+        assert split.classes == ("airplane", "automobile")
+
+
+def test_class_names_are_those_of_the_hub(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "a.parquet", [encode(pixels(1)[0])], [0])
+    table = pq.read_table(file)
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), file)
+    assert read_parquet([file], "label").classes == ("cat", "dog")
+
+
+def test_the_sine_is_the_papers() -> None:
+    drawn = [registry.datasets.get("sine").draw(seed) for seed in range(400)]
+    one = drawn[0]
+    assert np.allclose(one.x[:, 0], np.linspace(0, 1, 11))
+    assert np.allclose(one.clean, np.sin(2 * np.pi * one.x[:, 0]))
+    noise = np.concatenate([d.y - d.clean for d in drawn])
+    assert noise.mean() == pytest.approx(0, abs=0.02)
+    assert noise.std() == pytest.approx(0.5, abs=0.02)

@@ -62,6 +62,13 @@ def test_without_a_teacher_exactly_its_measures_are_left_out(run):
     assert missing == {name for name, measure in METRICS.items() if measure.needs_teacher}
 
 
+def test_the_networks_size_is_copied_from_the_provenance(run):
+    assert "model" not in evaluate(run)
+    size = {"parameters": 5, "multiply_adds": 7, "fingerprint": "5-abc"}
+    write_json(run.provenance, {"model": size})
+    assert evaluate(run)["model"] == size
+
+
 def test_best_on_test_is_the_first_best_epoch(run):
     found = evaluate(run)
     assert (found["values"]["best_test_top1"], found["best_test_epoch"]) == (61.0, 2)

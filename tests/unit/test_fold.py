@@ -89,7 +89,23 @@ def test_an_untraceable_network_is_left_unfolded() -> None:
     assert_same(moved(Branching()), images(), left=1)
 
 
-@pytest.mark.parametrize(("name", "left"), [("resnet20", 0), ("resnet8x4", 0), ("wrn_16_1", 7)])
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("resnet20", 0),
+        ("resnet8x4", 0),
+        ("wrn_16_1", 7),
+        ("resnet50", 0),
+        ("vgg8", 0),
+        ("mobilenetv2", 0),
+        ("shufflenetv1", 0),
+        ("shufflenetv2", 0),
+        ("imagenet_resnet18", 0),
+        ("imagenet_mobilenetv1", 0),
+        ("imagenet_mobilenetv2", 0),
+        ("imagenet_shufflenetv2", 0),
+    ],
+)
 def test_networks_fold_as_far_as_they_can(name: str, left: int) -> None:
     torch.manual_seed(0)
     assert_same(moved(registry.models.get(name).build(10, 3)), images(), left)

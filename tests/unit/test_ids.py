@@ -1,14 +1,16 @@
 """Identity: equal settings give equal ids, different ones do not."""
 
 import json
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdpipe.core import specs
 from kdpipe.core.errors import ConfigError
 from kdpipe.core.ids import canonical, digest, slug
-from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
+from kdpipe.core.specs import DataSpec, Frozen, Part, Protocol, Run, RunSpec, TeacherRef, identity
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -103,3 +105,34 @@ def test_a_setting_added_later_leaves_old_ids_alone():
     )
     assert new.id == old.id
     assert used.id != old.id
+
+
+def test_ids_of_the_first_release_stand():
+    """A literal from the day of the release: whatever is added to specs later must leave it alone."""
+    assert make_run(engine=1).id == "3771083e871c"
+
+
+class Inner(Frozen):
+    LATER: ClassVar[frozenset[str]] = frozenset({"new"})
+    old: int = 1
+    new: tuple[int, ...] = ()
+
+
+class Outer(Frozen):
+    LATER: ClassVar[frozenset[str]] = frozenset({"other"})
+    inner: Inner = Inner()
+    other: str | None = None
+
+
+def test_a_field_added_later_stays_out_while_at_its_default():
+    assert identity(Outer()) == {"inner": {"old": 1}}
+    assert identity(Outer(inner=Inner(new=(2,)))) == {"inner": {"old": 1, "new": [2]}}
+    assert identity(Outer(other="x")) == {"inner": {"old": 1}, "other": "x"}
+    assert Outer(other="x").model_dump()["inner"] == {"old": 1, "new": ()}  # stored in full
+
+
+def test_later_fields_exist_and_have_defaults():
+    for value in vars(specs).values():
+        if isinstance(value, type) and issubclass(value, Frozen):
+            assert value.model_fields.keys() >= value.LATER, value
+            assert not [name for name in value.LATER if value.model_fields[name].is_required()], value

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kdpipe.core import registry
-from kdpipe.core.errors import ConfigError, UnknownNameError
+from kdpipe.core.errors import CheckpointError, ConfigError, UnknownNameError
 from kdpipe.plan.config import Config
 from kdpipe.plan.load import load_plan, plan_path, read_plan, study_digest, write_plan
 from kdpipe.plan.plan import Plan
@@ -105,6 +105,12 @@ def test_precedence_default_published_study_entry_command_line(config):
     assert settings_of(resolve(line), "dkd")[1]["beta"] == "command line"
 
 
+def test_a_network_for_other_images_is_refused(config):
+    small = config(a={"dataset": "digits", "pairs": [{"teacher": "two_layer_100", "student": "resnet8"}]})
+    with pytest.raises(ConfigError, match=r"two_layer_100 takes images of 32 pixels only; .* digits have 8"):
+        resolve(small)
+
+
 def test_only_the_changed_students_move(config):
     before, after = resolve(config(a={})), resolve(config(a={"settings": {"dkd": {"beta": 3}}}))
     moved = [before.runs[n].run.spec.objective.name for n in before.runs.keys() - after.runs.keys()]
@@ -193,6 +199,50 @@ def test_reading_a_known_plan_imports_no_torch(config):
         )
         assert done.returncode == 0, done.stderr
         settings = config(a={"seeds": [0]})
+
+
+def test_teachers_and_students_may_have_protocols_of_their_own(config):
+    plan = resolve(config(a={"protocol": {"teacher": "micc90_teacher", "student": "micc90_student"}}))
+    found = {(p.run.kind, p.run.protocol, p.run.spec.protocol.lr) for p in plan.runs.values()}
+    assert found == {("teacher", "micc90_teacher", 0.5), ("student", "micc90_student", 0.05)}
+
+
+def test_one_name_stands_for_both_protocols(config):
+    named = {"protocol": {"teacher": "crd240", "student": "crd240"}}
+    assert resolve(config(a=named)).runs == resolve(config(a={})).runs
+
+
+def test_a_curve_counts_the_teachers_epochs(config):
+    protocol = {"teacher": "soteacher_tiny90", "student": "soteacher_tiny100"}
+    plan = resolve(config(a={"protocol": protocol, "curves": [{"method": "kd", "epochs": [30, 90]}]}))
+    assert {p.keep for p in plan.runs.values() if p.run.kind == "teacher"} == {(30,)}
+    with pytest.raises(ConfigError, match="teacher epoch 100; the protocol has 90"):
+        resolve(config(a={"protocol": protocol, "curves": [{"method": "kd", "epochs": [100]}]}))
+
+
+def imported(**files):
+    return {"recipes": ["standard", {"name": "imported", "settings": {"files": files}}]}
+
+
+def test_an_imported_teacher_is_one_run_for_all_seeds_and_never_trained(config):
+    files = {"resnet32x4": "a" * 64, "resnet56": "b" * 64}
+    plan = resolve(config(a=imported(**files)))
+    teachers = [p.run for p in plan.runs.values() if p.run.imported]
+    assert sorted((r.pair[0], r.imported) for r in teachers) == sorted(files.items())
+    for run in teachers:
+        students = [p.run for p in plan.runs.values() if p.teacher == run.name]
+        assert {s.spec.seed for s in students} == {0, 1, 2}
+        assert {s.spec.teacher.run for s in students} == {run.id}
+    own = [c for c in plan.studies["a"].cells if c.row == "teacher" and c.recipe == "imported"]
+    assert len(own) == 2  # measured once, not once a seed
+
+
+def test_a_missing_import_is_one_message(config):
+    settings = config(a=imported(resnet32x4="a" * 64, resnet56="b" * 64))
+    with pytest.raises(CheckpointError, match="kdpipe import-teacher FILE --model resnet32x4"):
+        load_plan(settings)
+    with pytest.raises(ConfigError, match="'files' names no checkpoint of resnet56"):
+        resolve(config(a=imported(resnet32x4="a" * 64)))
 
 
 def test_no_study_is_a_mistake():

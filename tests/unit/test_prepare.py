@@ -19,6 +19,7 @@ from kdpipe.core.errors import ConfigError, DataError, ResultsError
 from kdpipe.core.files import sha256
 from kdpipe.core.specs import DataSpec
 from kdpipe.engine import prepare as module
+from kdpipe.engine.batches import resident
 from kdpipe.engine.prepare import (
     Prepared,
     channel_statistics,
@@ -36,7 +37,7 @@ ARRAYS = ["test_images.npy", "test_labels.npy", "train_images.npy", "train_label
 
 def made(count: int, seed: int) -> Split:
     draw = np.random.default_rng(seed)
-    images = draw.integers(0, 256, (count, 3, 4, 5), dtype=np.uint8)
+    images = draw.integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
     return Split(images, np.arange(count, dtype=np.int64) % 3, source="memory")
 
 
@@ -82,7 +83,9 @@ def test_arrays_are_read_only_maps_of_files(prepared: Prepared) -> None:
     assert isinstance(prepared.train.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         prepared.train.images[0] = 0
-    assert torch.tensor(prepared.train.images).shape == (30, 3, 4, 5)
+    shared = resident(prepared.train.images, torch.device("cpu"))
+    assert shared.data_ptr() == prepared.train.images.ctypes.data
+    assert shared.shape == (30, 4, 5, 3)
 
 
 def test_meta_holds_the_facts_and_no_path(folder: Path) -> None:
@@ -112,17 +115,17 @@ def test_a_declared_statistic_wins_over_a_computed_one(tmp_path: Path) -> None:
 
 def test_statistics_are_those_of_numpy(prepared: Prepared) -> None:
     scaled = SPLITS["train"].images.astype(np.float64) / 255
-    assert prepared.mean == pytest.approx(tuple(scaled.mean((0, 2, 3))), rel=1e-12)
-    assert prepared.std == pytest.approx(tuple(scaled.std((0, 2, 3))), rel=1e-12)
-    assert channel_statistics(np.full((1001, 1, 2, 2), 51, np.uint8)) == ((0.2,), (0.0,))
+    assert prepared.mean == pytest.approx(tuple(scaled.mean((0, 1, 2))), rel=1e-12)
+    assert prepared.std == pytest.approx(tuple(scaled.std((0, 1, 2))), rel=1e-12)
+    assert channel_statistics(np.full((1001, 2, 2, 1), 51, np.uint8)) == ((0.2,), (0.0,))
 
 
 def test_pixel_hash_is_in_the_order_of_image_files(monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
     images = SPLITS["train"].images
-    monkeypatch.setattr(module, "CHUNK", 7)
-    assert pixel_hash(images) == hashlib.sha256(images.transpose(0, 2, 3, 1).tobytes()).hexdigest()
+    monkeypatch.setattr(module, "CHUNK", 7 * images[0].nbytes)
+    assert pixel_hash(images) == hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def test_a_whole_folder_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,12 +246,12 @@ def test_an_interrupted_preparation_leaves_the_old_folder(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": made(29, 0).images}, r"(?s)30 images of 3 x 4 x 5.*29 images"),
-        ({"images": np.zeros((30, 1, 4, 5), np.uint8)}, "30 images of 1 x 4 x 5"),
+        ({"images": made(29, 0).images}, r"(?s)30 images of 4 x 5 x 3.*29 images"),
+        ({"images": np.zeros((30, 4, 5, 1), np.uint8)}, "30 images of 4 x 5 x 1"),
         ({"labels": np.zeros(29, np.int64)}, "29 labels"),
         ({"labels": np.arange(30)}, r"row 3 of the train split has the label 3, not one of 0 to 2"),
         ({"labels": np.arange(30) - 1}, "row 0 of the train split has the label -1"),
-        ({"images": np.zeros((30, 3, 4, 5), np.float32)}, "float32 images"),
+        ({"images": np.zeros((30, 4, 5, 3), np.float32)}, "float32 images"),
     ],
 )
 def test_a_split_that_is_not_as_declared_is_refused(tmp_path: Path, changes: Any, message: str) -> None:

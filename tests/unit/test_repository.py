@@ -16,13 +16,18 @@ import jsonschema
 import pytest
 import yaml
 
+from kdpipe.core.registry import REGISTRIES
 from tools import __main__ as tools
-from tools import architecture, lock
+from tools import architecture, lock, pages
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kdpipe"
 LIGHT = ["core", "plan", "tables", "tracking"]  # rooms that a Snakefile or a table needs
-ASKS_PLUGINS = {"kdpipe/plan/resolve.py", "kdpipe/plan/cards.py"}  # and so imports torch; no Snakefile does
+ASKS_PLUGINS = {  # and so imports torch; no Snakefile does
+    "kdpipe/plan/resolve.py",
+    "kdpipe/plan/cards.py",
+    "kdpipe/plan/datasets.py",
+}
 
 
 def repository_files() -> list[Path]:
@@ -51,6 +56,21 @@ def relative(file: Path) -> str:
 
 def test_generated_files_are_fresh() -> None:
     assert not tools.stale(), "`make docs` writes them"
+
+
+def test_a_page_of_what_is_there_no_more_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / pages.FOLDER / "methods" / "gone.md"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert pages.orphans(tmp_path, {}) == [f"{pages.FOLDER}/methods/gone.md"]
+    assert not pages.orphans(tmp_path, {f"{pages.FOLDER}/methods/gone.md": ""})
+
+
+def test_plugins_and_protocols_have_their_pages() -> None:
+    found = pages.files(ROOT)
+    wanted = [f"{kind}s/{name}" for kind, r in REGISTRIES.items() for name in r.names()]
+    wanted += [f"protocols/{file.stem}" for file in CONFIGS if file.parent.name == "protocols"]
+    assert {f"{pages.FOLDER}/{name}.md" for name in [*wanted, "index"]} <= found.keys()
 
 
 def test_the_lock_pins_what_pyproject_asks_for() -> None:
@@ -207,7 +227,7 @@ def test_help_lists_every_target_of_the_makefile() -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=relative)
 def test_configuration_files_name_a_schema_and_keep_to_it(file: Path) -> None:
     named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", file.read_text(encoding="utf-8"))
-    kinds = {"config.yaml": "config", "studies": "study", "protocols": "protocol"}
+    kinds = {"config.yaml": "config", "studies": "study", "protocols": "protocol", "datasets": "dataset"}
     kind = kinds.get(file.name) or kinds.get(file.parent.name)
     if kind is None:
         assert named is None, "no schema of that name is generated"

@@ -2,12 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from kdpipe.core.errors import KdpipeError
 from kdpipe.core.ids import canonical
+from kdpipe.core.paths import Results
 from kdpipe.plan.config import check_config
+from kdpipe.plan.imported import store_of
 from kdpipe.plan.load import load_plan, study_digest
 
 # jobs run the `kdpipe` of the environment that runs Snakemake
@@ -26,7 +29,8 @@ TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
 wildcard_constraints:
     teacher=r"teacher_[^/]+",
     student=r"student_[^/]+",
-    run=r"(teacher|student)_[^/]+",
+    imported=r"imported_[^/]+",
+    run=r"(teacher|student|imported)_[^/]+",
     epoch=r"\d{4}",
     study=r"[^/]+",
     data=r"[^/]+",
@@ -54,6 +58,10 @@ def teacher_of(name):
 
 def teacher_weights(name):
     return f"{RESULTS}/{PLAN.teacher_weights(name)}"
+
+
+def imported_weights(wildcards):
+    return str(store_of(PLAN.runs[wildcards.imported].run, Results(Path(RESULTS))).model)
 
 
 def teacher_stamp(wildcards):

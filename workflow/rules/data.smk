@@ -12,8 +12,11 @@ rule prepare_data:
     params:
         name=lambda w: PLAN.dataset_of(w.data),
         source=lambda w, input: CONFIG.source(PLAN.dataset_of(w.data)),
+        folder=lambda w, input: CONFIG.folder,
+        download=lambda w, input: "--download" if CONFIG.download else "",
         out=subpath(output[0], parent=True),
     message:
         "prepare {params.name}"
     shell:
-        "kdpipe prepare {params.name} --out {params.out:q} --source {params.source:q} 2>&1 | tee {log:q}"
+        "kdpipe prepare {params.name} --out {params.out:q} --source {params.source:q}"
+        " --folder {params.folder:q} {params.download} 2>&1 | tee {log:q}"

@@ -33,6 +33,39 @@ rule train_teacher:
         " --device {params.device} --threads {threads} --log {log:q}"
 
 
+rule adopt_teacher:
+    input:
+        data=lambda w: f"{data_of(w.imported)}/meta.json",
+        weights=imported_weights,
+    output:
+        model=f"{RESULTS}/runs/{{imported}}/model.safetensors",
+        predictions=f"{RESULTS}/runs/{{imported}}/predictions.npz",
+        history=f"{RESULTS}/runs/{{imported}}/history.csv",
+        status=f"{RESULTS}/runs/{{imported}}/status.json",
+        spec=f"{RESULTS}/runs/{{imported}}/spec.json",
+        provenance=f"{RESULTS}/runs/{{imported}}/provenance.json",
+    log:
+        f"{RESULTS}/logs/adopt/{{imported}}.log",
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=CONFIG.gpus,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        spec=lambda w: spec(w.imported),
+        run=lambda w, input: run_json(w.imported),
+        device=lambda w, input: CONFIG.device,
+        data=subpath(input.data, parent=True),
+        out=subpath(output.model, parent=True),
+    message:
+        "adopt {wildcards.imported}"
+    shell:
+        "kdpipe adopt --run {params.run:q} --out {params.out:q} --data {params.data:q} --weights {input.weights:q}"
+        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
 rule sample_checkpoint:
     input:
         data=lambda w: f"{data_of(w.teacher)}/meta.json",
