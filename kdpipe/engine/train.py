@@ -131,8 +131,8 @@ class Trainer:
                     epoch, step = epoch + 1, 0
                     if epoch in self.keep or epoch == until:
                         save_weights(self.model, self.paths.checkpoint(epoch))
+                    self._tell(lambda o: o.epoch_done(self.history[-1]))  # first: a resume may repeat it
                     store.save(self._state(epoch, 0))
-                    self._tell(lambda o: o.epoch_done(self.history[-1]))
             except BaseException as error:
                 asked = isinstance(error, Interrupted | KeyboardInterrupt)
                 self._tell(lambda o: o.ended("interrupted" if asked else "failed"))

@@ -102,8 +102,7 @@ def best_rows(block: Block) -> str:
         return ""
     most = max(wins.values())
     names = " and ".join(label for label, count in wins.items() if count == most)
-    columns = "the only column" if len(block.columns) == 1 else f"{most} of {len(block.columns)} columns"
-    return f"{names}: best in {columns}"
+    return f"{names} (best in {most} of {len(block.columns)} columns)"
 
 
 class _Runs:
