@@ -21,13 +21,16 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test lint fix docs lock report ui bench clean clean-results
+.PHONY: help demo table test lint fix docs lock report ui bench clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) ## Train the demo study and print its table (the first time, install everything)
 	@$(SNAKEMAKE) $(ARGS)
+	@echo "The report is results/report/index.html; 'make table' prints the table again."
+
+table: $(READY) ## Print the demo study's table
 	@$(BIN)/kdpipe table --show $(STUDY)
 
 test: $(READY) ## Run the tests

@@ -36,7 +36,7 @@ FIGURES = {
     ),
     "sampling": (
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
-        "teacher's epoch; mean over the seeds ± sample standard deviation."
+        "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."
     ),
 }
 DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html")
