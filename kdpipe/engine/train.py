@@ -104,8 +104,10 @@ class Trainer:
         )
         self.optimizer = optimizer(protocol, self.trainable.all)
         self.catch = catch(self.model, model_spec, student_taps)
-        if protocol.compile:
+        if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
             self.model.compile()
+            if self.teacher:
+                self.teacher.model.compile()
         self.history: list[Row] = []
         self.meter = Meter(self.device)
         self.seconds = 0.0
