@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 STUDY ?= digits_demo
+DATA ?= data/cifar100
 WORKERS ?= 2
 PORT ?= 5000
 
@@ -67,8 +68,8 @@ ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
 	$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-bench: $(READY) ## Measure images per second beside the field's usual loop
-	$(BIN)/python benchmarks/step.py $(ARGS)
+bench: $(READY) ## Measure images per second beside the field's usual loop (DATA=data/cifar100)
+	$(BIN)/python -m benchmarks.step --data $(DATA) $(ARGS)
 
 clean: ## Delete caches; results and the environment stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov build dist *.egg-info
