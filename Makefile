@@ -35,7 +35,7 @@ table: $(READY) ## Print the demo study's table
 	@$(BIN)/kdpipe table --show $(STUDY)
 
 test: $(READY) ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(READY) ## Check style, types, import directions, generated files and the workflow
 	$(BIN)/ruff check
