@@ -66,7 +66,8 @@ report: $(READY) ## Build the report and Snakemake's own, which shows how each f
 
 ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
-	$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	@$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 bench: $(READY) ## Measure images per second beside the field's usual loop (DATA=data/cifar100)
 	$(BIN)/python -m benchmarks.step --data $(DATA) $(ARGS)
