@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 STUDY ?= digits_demo
+DATA ?= data/cifar100
 WORKERS ?= 2
 PORT ?= 5000
 
@@ -21,17 +22,20 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo test lint fix docs lock report ui bench clean clean-results
+.PHONY: help demo table test lint fix docs lock report ui bench clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) ## Train the demo study and print its table (the first time, install everything)
 	@$(SNAKEMAKE) $(ARGS)
+	@echo "The report is results/report/index.html; 'make table' prints the table again."
+
+table: $(READY) ## Print the demo study's table
 	@$(BIN)/kdpipe table --show $(STUDY)
 
 test: $(READY) ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(READY) ## Check style, types, import directions, generated files and the workflow
 	$(BIN)/ruff check
@@ -62,10 +66,11 @@ report: $(READY) ## Build the report and Snakemake's own, which shows how each f
 
 ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
-	$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	@$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-bench: $(READY) ## Measure images per second beside the field's usual loop
-	$(BIN)/python benchmarks/step.py $(ARGS)
+bench: $(READY) ## Measure images per second beside the field's usual loop (DATA=data/cifar100)
+	$(BIN)/python -m benchmarks.step --data $(DATA) $(ARGS)
 
 clean: ## Delete caches; results and the environment stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov build dist *.egg-info

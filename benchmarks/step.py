@@ -4,7 +4,7 @@ Both train the same student under the same frozen teacher with ordinary KD on th
 slices are interleaved, so that whatever else the machine does hits both alike. The figures that matter
 are the ratios.
 
-    python benchmarks/step.py --data data/cifar100
+    python -m benchmarks.step --data data/cifar100
 """
 
 from __future__ import annotations

@@ -111,8 +111,10 @@ class Trainer:
         )
         self.optimizer = optimizer(protocol, self.trainable.all)
         self.catch = catch(self.model, model_spec, student_taps)
-        if protocol.compile:
+        if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
             self.model.compile()
+            if self.teacher:
+                self.teacher.model.compile()
         self.history: list[Row] = []
         self.meter = Meter(self.device)
         self.seconds = 0.0
@@ -138,8 +140,8 @@ class Trainer:
                     epoch, step = epoch + 1, 0
                     if epoch in self.keep or epoch == until:
                         save_weights(self.model, self.paths.checkpoint(epoch))
+                    self._tell(lambda o: o.epoch_done(self.history[-1]))  # first: a resume may repeat it
                     store.save(self._state(epoch, 0))
-                    self._tell(lambda o: o.epoch_done(self.history[-1]))
             except BaseException as error:
                 asked = isinstance(error, Interrupted | KeyboardInterrupt)
                 self._tell(lambda o: o.ended("interrupted" if asked else "failed"))

@@ -121,6 +121,8 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _unique_labels(self) -> Study:
+        if any(method.label == "teacher" for method in self.methods):
+            raise ValueError("methods: 'teacher' is the name of the teachers' own row; use another label")
         for key, entries in (("recipes", self.recipes), ("methods", self.methods)):
             labels = [e.label for e in entries]
             twice = sorted({label for label in labels if labels.count(label) > 1})

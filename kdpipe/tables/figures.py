@@ -213,14 +213,14 @@ def _learning_figure(study: PlannedStudy, data: pd.DataFrame) -> Figure:
 
 
 def _zoom(axes: Sequence[Axes]) -> None:
-    """One vertical scale for some panels, from the least mean after the first fifth of the epochs.
+    """One vertical scale for some panels, from the least mean after the first third of the epochs.
 
     The first epochs climb so far that on their scale the lines of all methods would lie on each other.
     """
     import numpy as np
 
     means = [np.asarray(line.get_ydata(), dtype=float) for axis in axes for line in axis.lines]
-    late = [mean[len(mean) // 5 :] for mean in means]
+    late = [mean[len(mean) // 3 :] for mean in means]
     if late:
         low, high = np.nanmin(np.concatenate(late)), np.nanmax(np.concatenate(means))
         margin = 0.05 * (high - low) or 1.0
@@ -257,10 +257,10 @@ def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) ->
             (data["curve"] == method) & (data["teacher"] == pair.teacher) & (data["student"] == pair.student)
         ]
         for axis, row in zip(axes[2 * index : 2 * index + 2], (TEACHER, method), strict=True):
-            for recipe, look in recipes.items():
+            for nth, (recipe, look) in enumerate(recipes.items()):
                 points = own[(own["recipe"] == recipe) & (own["row"] == row)].dropna(subset=["mean"])
                 if not points.empty:
-                    _points(axis, points, recipe, look)
+                    _points(axis, points, recipe, look, beside=nth - (len(recipes) - 1) / 2)
             who = f"teacher {pair.teacher}" if row == TEACHER else f"student {pair.student}, {method}"
             axis.set_title(who)
             axis.set_ylabel(block_title(study.study.metrics[0]).replace(", higher is better", ""))
@@ -269,9 +269,14 @@ def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) ->
     return figure
 
 
-def _points(axis: Axes, points: pd.DataFrame, label: str, look: Look) -> None:
-    spread = points["std"].fillna(0.0)
-    axis.errorbar(points["epoch"], points["mean"], spread, capsize=2.5, label=label, **look.options())
+def _points(axis: Axes, points: pd.DataFrame, label: str, look: Look, beside: float) -> None:
+    """Means with bars of one standard deviation, `beside` hundredths of the range off their epoch.
+
+    Drawn at their very epoch, the bars of several recipes would cover each other.
+    """
+    epochs, spread = points["epoch"].astype(float), points["std"].fillna(0.0)
+    shifted = epochs + beside * (epochs.max() - epochs.min()) / 100
+    axis.errorbar(shifted, points["mean"], spread, capsize=2.5, label=label, **look.options())
 
 
 def _panels(count: int, per_row: int) -> tuple[Figure, Sequence[Axes]]:

@@ -36,7 +36,7 @@ FIGURES = {
     ),
     "sampling": (
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
-        "teacher's epoch; mean over the seeds ± sample standard deviation."
+        "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."
     ),
 }
 DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html")
@@ -102,8 +102,7 @@ def best_rows(block: Block) -> str:
         return ""
     most = max(wins.values())
     names = " and ".join(label for label, count in wins.items() if count == most)
-    columns = "the only column" if len(block.columns) == 1 else f"{most} of {len(block.columns)} columns"
-    return f"{names}: best in {columns}"
+    return f"{names} (best in {most} of {len(block.columns)} columns)"
 
 
 class _Runs:

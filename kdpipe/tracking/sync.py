@@ -49,10 +49,11 @@ STATES = {
 }
 LOCK_WAIT = 60.0  # seconds to wait for another sync
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what MLflow takes in one call
-ENVIRONMENT = {  # MLflow would try a dead server for minutes
+ENVIRONMENT = {  # unless set: MLflow tries a dead server for minutes, and tells two lines of every run
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 

@@ -82,6 +82,7 @@ def test_bare_names_become_entries():
         ({"seeds": []}, "at least 1 item"),
         ({"seeds": [-1]}, r"key 'seeds\.0'"),
         ({"methods": ["kd", "kd"]}, "'kd' is listed twice"),
+        ({"methods": [{"name": "kd", "label": "teacher"}]}, "use another label"),
         ({"curves": [{"method": "dkd", "epochs": [1]}]}, "method 'dkd' is not among"),
         ({"pairs": [{"teacher": "a", "studnet": "b"}]}, "unknown key 'studnet'"),
         ({"pairs": [{"teacher": "a"}]}, r"pairs\.0\.student' is missing"),

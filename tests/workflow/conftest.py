@@ -98,6 +98,13 @@ def make_project(root):
     return project
 
 
+def pytest_collection_modifyitems(items):
+    """Keep the tests of the finished project on one worker, so that it runs once."""
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished"))
+
+
 @pytest.fixture
 def project(tmp_path):
     """A project that has not run."""

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdpipe.core.errors import UserError
+from kdpipe.plan.config import read_config
+from kdpipe.plan.resolve import resolve
 from tests.workflow.conftest import STUDY
 
 
@@ -20,7 +23,10 @@ def message_of(done):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"methods": ["scratch", "kdd"]}, ["no method 'kdd'", "tiny.yaml", "did you mean 'kd'"]),
+        (
+            {"methods": ["scratch", "kdd"], "curves": []},
+            ["no method 'kdd'", "tiny.yaml", "mean 'kd'"],
+        ),
         ({"recipes": ["sotaecher"]}, ["no recipe 'sotaecher'", "did you mean 'soteacher'"]),
         ({"pairs": [{"teacher": "resnet15", "student": "resnet8"}]}, ["no model 'resnet15'", "key 'pairs'"]),
         ({"dataset": "digit"}, ["no dataset 'digit'", "did you mean 'digits'"]),
@@ -34,20 +40,22 @@ def message_of(done):
         ({"curves": [{"method": "kd", "epochs": [9]}]}, ["teacher epoch 9", "the protocol has 2"]),
     ],
 )
-def test_a_wrong_study(project, changes, words):
+def test_a_wrong_study(project, monkeypatch, changes, words):
     project.study(**changes)
+    monkeypatch.chdir(project.root)
+    with pytest.raises(UserError) as caught:
+        resolve(read_config(project.root / "config" / "config.yaml"))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_command_line_and_snakemake_give_the_same_message(project):
+    project.study(methods=["scratch", "kdd"], curves=[])
     done = project.kdpipe("plan")
     assert done.returncode == 2
-    text = message_of(done)
-    assert all(word in text for word in words), text
-    assert text.count("error") == 1
-
-
-def test_snakemake_gives_the_same_message(project):
-    project.study(methods=["scratch", "kdd"])
-    done = project.snakemake("-n")
-    assert done.returncode != 0
-    assert "no method 'kdd'" in message_of(done)
+    assert message_of(done).count("error") == 1
+    for call in (done, project.snakemake("-n")):
+        assert call.returncode != 0
+        assert "no method 'kdd'" in message_of(call)
 
 
 def test_a_missing_key(project):

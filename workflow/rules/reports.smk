@@ -11,6 +11,8 @@ rule render_study:
         csv=f"{RESULTS}/studies/{{study}}/table.csv",
         markdown=f"{RESULTS}/studies/{{study}}/table.md",
         latex=f"{RESULTS}/studies/{{study}}/table.tex",
+        seeds=f"{RESULTS}/studies/{{study}}/seeds.csv",
+        curves=multiext(f"{RESULTS}/studies/{{study}}/learning_curves", ".png", ".csv"),
         figure=report(
             f"{RESULTS}/studies/{{study}}/learning_curves.svg",
             caption="../report/figure.rst",
