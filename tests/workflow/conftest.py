@@ -98,6 +98,7 @@ def make_project(root):
     return project
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Keep the tests of the finished project on one worker, so that it runs once."""
     for item in items:
