@@ -61,6 +61,7 @@ def sample(
     model.to(device=device, memory_format=torch.channels_last)
     out = paths.sampled(epoch)
     save_predictions(out.predictions, model, prepared, run.spec, device)
+    write_json(out.provenance, read_json(paths.provenance))  # its network and code are the run's
     write_json(
         out.status,
         {**status, "epoch": min(epoch, status["epoch"])}

@@ -178,6 +178,7 @@ def test_a_sampled_checkpoint_is_the_training_at_that_epoch(prepared, teacher, t
     sample(run, teacher, prepared, 2, CPU)
     out = teacher.sampled(2)
     assert json.loads((out.root / "checkpoint.json").read_text())["epoch"] == 2
+    assert json.loads(out.provenance.read_text())["model"]["parameters"] > 0
     rows = history(teacher)
     stored = np.load(out.predictions)
     accuracy = 100 * np.mean(stored["test_logits"].argmax(1) == stored["test_labels"])
