@@ -1,9 +1,9 @@
 """The interfaces that plug-ins are written against."""
 
-from kdpipe.api.batch import Batch, DataInfo, Outputs, Progress, Shapes, Trainable, Wish
+from kdpipe.api.batch import Batch, DataInfo, Norms, Outputs, Progress, Shapes, Trainable, Wish
 from kdpipe.api.dataset import Dataset, DatasetSpec, ImageFiles, Regression, RegressionSpec, Split
 from kdpipe.api.model import ModelSpec, Tap
-from kdpipe.api.objective import Method, Objective, Recipe, total
+from kdpipe.api.objective import Method, Objective, Recipe, TeacherPart, total
 from kdpipe.api.settings import Paper, Published, Settings, hp
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ImageFiles",
     "Method",
     "ModelSpec",
+    "Norms",
     "Objective",
     "Outputs",
     "Paper",
@@ -26,6 +27,7 @@ __all__ = [
     "Shapes",
     "Split",
     "Tap",
+    "TeacherPart",
     "Trainable",
     "Wish",
     "hp",

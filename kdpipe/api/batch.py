@@ -11,16 +11,25 @@ Shapes = dict[str, tuple[int, ...]]
 """Tap name -> shape of one sample (without the batch), `logits` included."""
 
 
+Norms = dict[str, tuple[Tensor, Tensor]]
+"""Tap name -> weight and bias (one number per channel) of the batch norm in front of that tap."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """Which taps an objective wants to read, beside the logits.
 
     A name is a tap (`stage2`, `stage2.pre`, `embed`) or a group: `stages` and `stages.pre` stand for
     every stage of the network.
+
+    Attributes:
+        student, teacher: names of taps of each network.
+        batch_statistics: the teacher's batch norms use the statistics of the batch, on a copy of it.
     """
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
+    batch_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,12 @@ class Outputs:
     Attributes:
         logits: B x C.
         taps: the wished-for taps by name, in the order of the network.
+        more: the outputs for further inputs (`Method.inputs`), or of further peers (`Method.peers`).
     """
 
     logits: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
+    more: tuple[Outputs, ...] = ()
 
     def __getitem__(self, tap: str) -> Tensor:
         return self.taps[tap]
@@ -62,8 +73,8 @@ class Progress:
     """Where the training stands.
 
     Attributes:
-        epoch: epochs finished, from 0.
-        epochs: epochs in all.
+        epoch: epochs finished, from 0; below 0 in a first stage (`Method.first_stage`).
+        epochs: epochs in all, a first stage not counted.
         step: steps finished in this epoch, from 0.
         steps: steps in an epoch.
     """
@@ -72,6 +83,11 @@ class Progress:
     epochs: int
     step: int = 0
     steps: int = 1
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether the method's first stage is on."""
+        return self.epoch < 0
 
 
 @dataclass(frozen=True)

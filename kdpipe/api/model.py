@@ -24,6 +24,7 @@ class Tap:
             `vector` (pooled features).
         side: read the module's `output`, or its `input`.
         stride_64: stride for images of 64 pixels and more, for networks that then pool once more.
+        norm: dotted path of the last batch norm in front of this tap (for taps before a ReLU).
     """
 
     module: str
@@ -32,6 +33,7 @@ class Tap:
     kind: Literal["relu", "linear", "vector"]
     side: Literal["output", "input"] = "output"
     stride_64: int | None = None
+    norm: str | None = None
 
     def size(self, side: int) -> int:
         """Side of the map for images of that side."""

@@ -8,12 +8,13 @@ device, a seed or another plug-in.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kdpipe.api.batch import Batch, DataInfo, Outputs, Progress, Shapes, Trainable, Wish
+from kdpipe.api.batch import Batch, DataInfo, Norms, Outputs, Progress, Shapes, Trainable, Wish
 from kdpipe.api.model import ModelSpec
 from kdpipe.api.settings import Paper, Published, Settings
 from kdpipe.core.errors import PluginError
@@ -78,10 +79,12 @@ class Method(Objective):
     method uses the labels.
 
     Attributes:
-        teacher: False for a method without a teacher (`scratch`).
+        teacher: False for a method without a teacher (`scratch`, `dml`).
+        logit_only: besides `ce`, its terms read the logits of both networks and nothing else.
     """
 
     teacher: ClassVar[bool] = True
+    logit_only: ClassVar[bool] = False
 
     def skip(self, student: ModelSpec, teacher: ModelSpec) -> str | None:
         """Why this pair cannot be distilled this way, or None when it can."""
@@ -89,6 +92,50 @@ class Method(Objective):
 
     def build(self, student: Shapes, teacher: Shapes, data: DataInfo) -> None:
         """Make adapters (trainable) and memories (buffers) from the shapes of the taps."""
+
+    def read_norms(self, teacher: Norms) -> None:
+        """Take what is needed of the teacher's batch norms; called after `build`."""
+
+    def first_stage(self) -> int:
+        """Epochs of a first stage before the protocol's own; there `at.epoch` counts -n, ..., -1.
+
+        What the loss does not reach there is not trained. The rate is the protocol's first; the main
+        stage starts with a fresh optimiser.
+        """
+        return 0
+
+    def part(self) -> TeacherPart | None:
+        """What must be trained on top of the teacher beforehand; its taps are then the teacher's."""
+        return None
+
+    def peers(self) -> int:
+        """How many untrained copies of the student's network are trained beside it.
+
+        Their outputs are `t` (the first) and `t.more` (the others), with gradient.
+        """
+        return 0
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The images of each forward pass of both networks; those after the first fill `Outputs.more`."""
+        return (batch.images,)
+
+    def anchors(self, epochs: int) -> tuple[int, ...]:
+        """Epochs of a teacher's training (of `epochs`) whose checkpoints teach; none means the last only."""
+        return ()
+
+    def anchor(self, at: Progress, gaps: Callable[[], list[float]]) -> int:
+        """Which of `anchors` teaches this epoch, as a position among them.
+
+        Args:
+            at: where the training stands, at the start of an epoch.
+            gaps: measures the mean divergence of each anchor from the student, in nats, on training
+                images (at most 1,000 of them, without augmentation).
+        """
+        return 0
+
+    def schedule_epoch(self, at: Progress) -> int:
+        """The epoch of the protocol's schedule whose learning rate holds now."""
+        return at.epoch
 
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """The loss terms of a step, by name.
@@ -98,6 +145,40 @@ class Method(Objective):
             t: the teacher's outputs, without gradient. A method without a teacher gets no taps and
                 empty logits.
             batch: the batch both saw.
+            at: where the training stands.
+        """
+        raise NotImplementedError
+
+
+class TeacherPart(Objective):
+    """What is trained on top of a frozen teacher, once, and then belongs to it.
+
+    A run of its own that the teacher's students share (a paraphraser, a projection head). It is
+    declared in the file of the method that needs it. It trains as the teacher's protocol says, but for
+    what its `protocol` changes.
+    """
+
+    def protocol(self) -> dict[str, Any]:
+        """Fields of the teacher's protocol that are replaced: `epochs`, `lr`, a schedule."""
+        return {}
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The images that the teacher sees; only the first is used."""
+        return (batch.images,)
+
+    def build(self, teacher: Shapes, data: DataInfo) -> None:
+        """Make the trainable modules from the shapes of the teacher's taps."""
+
+    def extend(self, t: Outputs) -> dict[str, Tensor]:
+        """The taps that it adds to the teacher, by name."""
+        raise NotImplementedError
+
+    def loss(self, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """The loss terms of a step, by name.
+
+        Args:
+            t: the teacher's outputs, without gradient.
+            batch: the batch it saw.
             at: where the training stands.
         """
         raise NotImplementedError

@@ -8,22 +8,17 @@ from torch import Tensor, nn
 from kdpipe.api import (
     Batch,
     DataInfo,
-    Method,
     ModelSpec,
     Outputs,
     Paper,
     Progress,
-    Published,
-    Settings,
     Shapes,
     Wish,
     hp,
 )
 from kdpipe.nn.adapters import connector, fits
-from kdpipe.nn.logits import cross_entropy, full, kl
-
-SOTEACHER_PAIRS = (("wrn_40_2", "wrn_40_1"), ("wrn_40_2", "wrn_16_2"), ("resnet32x4", "shufflenetv2"))
-SOTEACHER_BETA = {"standard": 100, "soteacher": 50}
+from kdpipe.nn.feature_method import FeatureMethod, FeatureSettings, soteacher_weights
+from kdpipe.nn.logits import full
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,7 +37,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(full(student), full(teacher).detach())
 
 
-class FitNet(Method):
+class FitNet(FeatureMethod):
     """A regressed map of the student matches a map of the teacher.
 
     Loss: `gamma CE(z_s, y) + beta mean (r(f_s) - f_t)^2 [+ alpha T^2 KL(p_t || p_s)]`, as the terms `ce`,
@@ -69,26 +64,12 @@ class FitNet(Method):
         2015,
         "https://arxiv.org/abs/1412.6550",
     )
-    published = tuple(
-        Published(
-            {"gamma": 1, "alpha": 1, "beta": beta},
-            "SoTeacher (Dong et al. 2024), Table 5 and Appendix D.2",
-            "cifar100",
-            teacher,
-            student,
-            recipe,
-        )
-        for teacher, student in SOTEACHER_PAIRS
-        for recipe, beta in SOTEACHER_BETA.items()
-    )
+    published = soteacher_weights(standard=100, soteacher=50)
 
-    class Config(Settings):
+    class Config(FeatureSettings):
         """Weights, and which maps are compared."""
 
-        gamma: float = hp(1.0, ge=0, doc="weight of the labels' cross entropy", source="RepDistiller -r 1")
-        alpha: float = hp(0.0, ge=0, doc="weight of an added KD term", source="RepDistiller -a 0")
         beta: float = hp(100.0, ge=0, doc="weight of the hint", source="RepDistiller -b 100")
-        temperature: float = hp(4.0, gt=0, doc="T of the added KD term", source="RepDistiller --kd_T 4")
         hint: str = hp("stage2", doc="tap of both networks", source="RepDistiller --hint_layer 2")
         relu: bool = hp(True, doc="end the regressor in a ReLU", source="RepDistiller ConvReg")
 
@@ -116,13 +97,7 @@ class FitNet(Method):
         c = self.config
         self.regressor: nn.Module = connector(student[c.hint], teacher[c.hint], relu=c.relu)
 
-    def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """Cross entropy, the hint, and the divergence from the teacher where it has a weight."""
+    def terms(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """The hint."""
         c = self.config
-        terms = {
-            "ce": c.gamma * cross_entropy(s.logits, batch.labels),
-            "hint": c.beta * hint_loss(self.regressor(s[c.hint]), t[c.hint]),
-        }
-        if c.alpha:
-            terms["kd"] = c.alpha * kl(s.logits, t.logits, c.temperature)
-        return terms
+        return {"hint": c.beta * hint_loss(self.regressor(s[c.hint]), t[c.hint])}

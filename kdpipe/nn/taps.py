@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdpipe.api import ModelSpec, Outputs, Shapes, Tap
+from kdpipe.api import ModelSpec, Norms, Outputs, Shapes, Tap, TeacherPart
 from kdpipe.core.errors import ConfigError, PluginError
 
 
@@ -84,6 +85,28 @@ def catch(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Catcher:
     return Catcher(model, spec, expand(spec, names))
 
 
+def through(network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor]) -> Outputs:
+    """Outputs of a network for several inputs, one pass each: the first's, with the others in `more`."""
+    first, *others = [network(images) for images in inputs]
+    return replace(first, more=tuple(others))
+
+
+def extended(part: TeacherPart, out: Outputs) -> Outputs:
+    """A teacher's outputs with the taps that its part adds, `more` included."""
+    more = tuple(extended(part, other) for other in out.more)
+    return replace(out, taps={**out.taps, **part.extend(out)}, more=more)
+
+
+def extended_shapes(part: TeacherPart, found: Shapes) -> Shapes:
+    """`found` (a teacher's tap shapes) with those of the taps that its part adds; the part must be built."""
+    zeros = {name: torch.zeros(2, *shape) for name, shape in found.items()}
+    mode = part.training
+    with torch.no_grad():
+        taps = part.eval().extend(Outputs(zeros.pop("logits"), zeros))
+    part.train(mode)
+    return {**found, **{name: tuple(tap.shape[1:]) for name, tap in taps.items()}}
+
+
 def expand(spec: ModelSpec, names: Sequence[str]) -> tuple[str, ...]:
     """Tap names for a wish: groups spelt out, repeats dropped, in the order of the network.
 
@@ -135,6 +158,17 @@ def shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str], image_shape:
             module.training = mode
     found = {name: tuple(tap.shape[1:]) for name, tap in out.taps.items()}
     return {**found, "logits": tuple(out.logits.shape[1:])}
+
+
+def norms(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Norms:
+    """Weights and biases of the batch norms in front of the named taps (groups allowed), where known."""
+    found = {}
+    for name in expand(spec, names):
+        path = spec.taps[name].norm
+        if path:
+            weight, bias = (model.get_parameter(f"{path}.{end}") for end in ("weight", "bias"))
+            found[name] = (weight.detach().clone(), bias.detach().clone())
+    return found
 
 
 def pair_stages(student: Shapes, teacher: Shapes, suffix: str = "") -> list[tuple[str, str]]:

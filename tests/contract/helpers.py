@@ -18,6 +18,7 @@ from kdpipe.api import (
     DataInfo,
     Method,
     ModelSpec,
+    Norms,
     Objective,
     Outputs,
     Progress,
@@ -25,10 +26,11 @@ from kdpipe.api import (
     Settings,
     Shapes,
     Trainable,
+    Wish,
     total,
 )
 from kdpipe.core.registry import models
-from kdpipe.nn.taps import catch, shapes
+from kdpipe.nn.taps import catch, extended, extended_shapes, norms, shapes, through
 
 IMAGE = (3, 16, 16)
 CLASSES = 5
@@ -73,30 +75,39 @@ class Bench:
             _shapes(self.model, self.spec, wish.student),
             _shapes(self.teacher, self.teacher_spec, wish.teacher),
         )
+        self.part = None
         if isinstance(self.objective, Method):
+            self._prepare_part(data)
+            if self.part is not None:
+                wish = replace(wish, teacher=(*wish.teacher, *self.part.taps().teacher))
+                found = (found[0], self._extended_shapes(wish))
             self.objective.build(*found, data)
+            self.objective.read_norms(self._norms(wish.teacher))
         elif isinstance(self.objective, Recipe):
             self.objective.build(self.model, found[0], data)
         self.objective.train()
         self.catch = catch(self.model, self.spec, wish.student)
         self.catch_teacher = catch(self.teacher, self.teacher_spec, wish.teacher)
         index = torch.randperm(SAMPLES)[:size]
-        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index)
+        second = None if kind.second_view is None else torch.randn(size, *IMAGE)
+        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, second)
+        self.peers = [self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers())]
 
     @property
     def parameters(self) -> Trainable:
         classifier = list(self.model.get_submodule(self.spec.classifier).parameters())
         known = {id(p) for p in classifier}
         backbone = [p for p in self.model.parameters() if id(p) not in known]
-        return Trainable(backbone, classifier, list(self.objective.parameters()))
+        peers = [p for peer in self.peers for p in peer.parameters()]
+        return Trainable(backbone, classifier, [*self.objective.parameters(), *peers])
 
     def terms(self, at: Progress = START, batch: Batch | None = None) -> dict[str, Tensor]:
         """The loss terms; the teacher's outputs carry gradients, to show that nothing uses them."""
         batch = batch or self.batch
-        student = self.catch(batch.images)
         if isinstance(self.objective, Recipe):
-            return self.objective.loss(self.model, student, batch, at)
+            return self.objective.loss(self.model, self.catch(batch.images), batch, at)
         assert isinstance(self.objective, Method)
+        student = through(self.catch, self.objective.inputs(batch))
         return self.objective.loss(student, self._taught(batch), batch, at)
 
     def step(self, optimizer: torch.optim.Optimizer, at: Progress = START) -> float:
@@ -117,9 +128,32 @@ class Bench:
         ]
 
     def _taught(self, batch: Batch) -> Outputs:
-        if not (isinstance(self.objective, Method) and self.objective.teacher):
+        assert isinstance(self.objective, Method)
+        if self.peers:
+            first, *others = (Outputs(peer(batch.images)) for peer in self.peers)
+            return replace(first, more=tuple(others))
+        if not self.objective.teacher:
             return Outputs(torch.empty(0))
-        return self.catch_teacher(batch.images)
+        out = through(self.catch_teacher, self.objective.inputs(batch))
+        return out if self.part is None else extended(self.part, out)
+
+    def _peers(self) -> int:
+        return self.objective.peers() if isinstance(self.objective, Method) else 0
+
+    def _prepare_part(self, data: DataInfo) -> None:
+        """Build the part that the method's teacher needs, untrained."""
+        assert isinstance(self.objective, Method)
+        part = self.objective.part()
+        if part is not None:
+            part.build(_shapes(self.teacher, self.teacher_spec, part.taps().teacher), data)
+            self.part = part.eval().requires_grad_(False)
+
+    def _extended_shapes(self, wish: Wish) -> Shapes:
+        assert self.part is not None
+        return extended_shapes(self.part, _shapes(self.teacher, self.teacher_spec, wish.teacher))
+
+    def _norms(self, names: Sequence[str]) -> Norms:
+        return norms(self.teacher, self.teacher_spec, names)
 
 
 def _shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Shapes:
