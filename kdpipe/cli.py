@@ -192,9 +192,9 @@ def import_teacher(
     Example: kdpipe import-teacher ckpt_epoch_240.pth --model resnet32x4 --dataset cifar100
     """
     from kdpipe.core import registry
-    from kdpipe.core.files import read_json, sha256
+    from kdpipe.core.files import read_json
     from kdpipe.core.paths import Results
-    from kdpipe.engine.importing import import_checkpoint
+    from kdpipe.engine.importing import identity, import_checkpoint
     from kdpipe.engine.prepare import load
     from kdpipe.evaluation.evaluate import evaluate as evaluate_run
     from kdpipe.plan.datasets import find_dataset
@@ -209,7 +209,7 @@ def import_teacher(
             f"{dataset} is not prepared, and how many classes it has is counted when it is",
             fix=f"kdpipe prepare {dataset} --out {root.data(data.folder)}",
         )
-    file_hash = sha256(file) if file.is_file() else ""
+    file_hash = identity(file)
     store = root.imported(dataset, model, file_hash)
     import_checkpoint(
         file, spec, dataset, classes, data.shape[0], store, file_hash=file_hash, part=part, label=label
@@ -366,7 +366,11 @@ def table(
     resolved, root, _ = _planned(config, override, plan_file, results)
     if study not in resolved.studies:
         raise UnknownNameError.of("study", study, resolved.studies)
-    (terminal_table if show else render)(resolved.studies[study], resolved, root)
+    if show:
+        terminal_table(resolved.studies[study], resolved, root)
+    else:
+        render(resolved.studies[study], resolved, root)
+        print(root.study(study))
 
 
 @app.command()

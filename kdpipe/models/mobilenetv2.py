@@ -118,5 +118,5 @@ MODEL = ModelSpec(
     812_836,
     PAPER,
     light=True,
-    printed={"cifar100": ("mobilenet",), "tinyimagenet": ("mobilenet",)},
+    printed={"cifar100": ("mobilenet",), "tiny_imagenet": ("mobilenet",)},
 )

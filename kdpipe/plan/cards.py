@@ -33,7 +33,7 @@ def card(name: str, folder: Path) -> str:
         if name in members(kind, folder) or (kind == "models" and _is_family(name)):
             return card_of(kind, name, folder)
     known = [n for kind in KINDS for n in members(kind, folder)]
-    raise UnknownNameError.of("card", name, known)
+    raise UnknownNameError.of("plug-in, protocol or study called", name, known)
 
 
 def members(kind: str, folder: Path) -> dict[str, str]:
@@ -63,12 +63,12 @@ def one_line(plugin: Any) -> str:
     """A plug-in in one line."""
     if isinstance(plugin, ModelSpec):
         first, *others = plugin.paper.authors.split(", ")
-        authors = f"{first} et al." if others else first
-        return f"{plugin.params:>12,} parameters  {authors} {plugin.paper.year}"
+        authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
+        return f"{plugin.params:>12,} parameters (100 classes)  {authors} {plugin.paper.year}"
     if isinstance(plugin, DatasetSpec):
         shape = "x".join(map(str, plugin.shape))
-        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "its"
-        return f"{plugin.num_classes or 'its'} classes, {shape}, {sizes} images"
+        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "counted"
+        return f"{plugin.num_classes or 'counted'} classes, {shape}, {sizes} images"
     if isinstance(plugin, RegressionSpec):
         return f"{plugin.about}, {plugin.samples} samples"
     return (inspect.getdoc(plugin) or "").splitlines()[0]
@@ -154,7 +154,10 @@ def _dataset(spec: Dataset) -> str:
         *facts,
         f"Licence: {spec.licence}",
     ]
-    return "\n".join([*lines, *([f"Paper: {spec.paper}"] if spec.paper.authors else [])])
+    if spec.paper.authors:
+        return "\n".join([*lines, f"Paper: {spec.paper}"])
+    told = {"Title": spec.paper.title, "Source": spec.paper.url}  # a data set of a user's own
+    return "\n".join([*lines, *(f"{key}: {text}" for key, text in told.items() if text)])
 
 
 def _images(spec: DatasetSpec) -> list[str]:

@@ -144,7 +144,7 @@ class SoTeacher(Recipe):
         2024,
         "https://arxiv.org/abs/2206.06661",
     )
-    published = (Published({"lambda_lr": 1e-6}, "Section 5.1", dataset="tinyimagenet"),)
+    published = (Published({"lambda_lr": 1e-6}, "Section 5.1", dataset="tiny_imagenet"),)
 
     class Config(Settings):
         """Weights of the two regularisers."""

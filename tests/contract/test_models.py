@@ -232,7 +232,7 @@ def test_no_two_networks_are_printed_alike() -> None:
         ),
         ("cifar10", "mobilenetv2 resnet18 resnet34 resnet50 shufflenetv2 vgg8 vgg13 wrn_16_2 wrn_40_2"),
         (
-            "tinyimagenet",
+            "tiny_imagenet",
             "mobilenet=mobilenetv2 resnet18 resnet34 resnet50 shufflenetv2 vgg8 vgg13 wrn_16_2 wrn_40_2",
         ),
         (
@@ -247,6 +247,7 @@ def test_every_printed_network_is_registered(dataset: str, names: str) -> None:
         spec = meant(name, dataset, SPECS)
         assert spec is not None, name
         assert spec.name == (wanted or name)
+    assert all(dataset in registry.datasets.names() for spec in SPECS for dataset in spec.printed)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ from torch import Tensor
 from kdpipe.api import Method, Objective, total
 from kdpipe.api.model import meant
 from kdpipe.api.settings import Settings, field_note
-from kdpipe.core.registry import methods, models, plugin_files, recipes
+from kdpipe.core.registry import datasets, methods, models, plugin_files, recipes
 from tests.contract.helpers import LATER, PAIRS, START, Bench, numeric_fields, offences, variants
 
 OBJECTIVES = {name: cls for registry in (methods, recipes) for name, cls in registry.items()}
 FILES = {p for p in plugin_files() if p.parent.name in ("methods", "recipes") and not p.stem.startswith("_")}
-DATASETS = {"cifar10", "cifar100", "digits", "imagenet", "tinyimagenet"}
 
 objectives = pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 settled = pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_published_settings_are_legal(kind: type[Objective]) -> None:
     for row in kind.published:
         kind.Config(**row.settings)
         assert row.source
-        assert row.dataset in {"*", *DATASETS}
+        assert row.dataset in {"*", *datasets.names()}
         assert row.recipe in {"*", *recipes.names()}
         for network in {row.teacher, row.student} - {"*"}:  # `resnet34` on ImageNet is another network
             assert meant(network, row.dataset, [spec for _, spec in models.items()]) is models.get(network)
