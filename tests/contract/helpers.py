@@ -43,6 +43,7 @@ PAIRS = [  # teacher, student
 ]
 START = Progress(0, 10)
 LATER = Progress(4, 10)
+FIRST = Progress(-1, 10)  # the last epoch of a first stage
 
 
 class Bench:
@@ -110,6 +111,20 @@ class Bench:
         student = through(self.catch, self.objective.inputs(batch))
         return self.objective.loss(student, self._taught(batch), batch, at)
 
+    @property
+    def moments(self) -> list[Progress]:
+        """Moments of the training: in the first stage where there is one, at the start, later."""
+        staged = isinstance(self.objective, Method) and self.objective.first_stage()
+        return [FIRST, START, LATER] if staged else [START, LATER]
+
+    @property
+    def orders(self) -> tuple[Any, ...]:
+        """What the settings make the engine do, beside the terms: a first stage, a part's training."""
+        if not isinstance(self.objective, Method):
+            return ()
+        part = self.objective.part()
+        return self.objective.first_stage(), part and (part.config, part.protocol())
+
     def step(self, optimizer: torch.optim.Optimizer, at: Progress = START) -> float:
         """One step; the sum of the terms before it."""
         optimizer.zero_grad()
@@ -118,13 +133,23 @@ class Bench:
         optimizer.step()
         return total(terms).item()
 
+    def steps(self, optimizer: torch.optim.Optimizer, at: Progress, count: int) -> list[float]:
+        """The sums before each step, with the objective's memories held, which would move the goal."""
+        held = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
+        sums = []
+        for _ in range(count):
+            sums.append(self.step(optimizer, at))
+            for name, buffer in self.objective.named_buffers():
+                buffer.copy_(held[name])
+        return sums
+
     def trace(self, seed: int = 0) -> list[dict[str, float]]:
-        """Terms at the start and, on other views of the same samples, later."""
+        """Terms at each moment up to the start and, on other views of the same samples, later."""
         torch.manual_seed(seed)
-        views = self.batch, replace(self.batch, images=torch.randn_like(self.batch.images))
+        later = replace(self.batch, images=torch.randn_like(self.batch.images))
         return [
-            {name: term.item() for name, term in self.terms(at, view).items()}
-            for at, view in zip((START, LATER), views, strict=True)
+            {name: term.item() for name, term in self.terms(at, later if at == LATER else None).items()}
+            for at in self.moments
         ]
 
     def _taught(self, batch: Batch) -> Outputs:
@@ -161,10 +186,13 @@ def _shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Shapes:
 
 
 def variants(kind: type[Objective]) -> Iterator[tuple[str, Settings]]:
-    """The default settings, each switch turned and each choice taken once, and every published row."""
+    """The default settings, each switch turned, each choice taken and each weight of 0 raised once, and
+    every published row."""
     yield "default", kind.Config()
+    numbers = numeric_fields(kind.Config)
     for name, info in kind.Config.model_fields.items():
-        for value in _choices(info.annotation):
+        off = name in numbers and info.default == 0
+        for value in [numbers[name]] if off else _choices(info.annotation):
             if value != info.default:
                 try:
                     yield f"{name}={value}", kind.Config(**{name: value})
