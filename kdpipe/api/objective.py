@@ -63,9 +63,23 @@ class Objective(nn.Module):
         if not (cls.__doc__ or "").strip():
             raise PluginError(f"{cls.__module__}.{cls.__name__} has no docstring")
 
+    @classmethod
+    def published_for(cls, dataset: str, teacher: str, student: str, recipe: str) -> Published | None:
+        """The most specific published row that matches, or None."""
+        matches = [
+            (stars, order, row)
+            for order, row in enumerate(cls.published)
+            if (stars := row.stars(dataset, teacher, student, recipe)) is not None
+        ]
+        return min(matches, key=lambda m: m[:2])[2] if matches else None
+
     def taps(self) -> Wish:
         """The taps to read beside the logits."""
         return Wish()
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The images of each forward pass of the networks; those after the first fill `Outputs.more`."""
+        return (batch.images,)
 
     def backward(self, terms: dict[str, Tensor], parameters: Trainable) -> None:
         """Fill `.grad` of every parameter from the loss terms; by default of their sum."""
@@ -115,19 +129,16 @@ class Method(Objective):
         """
         return 0
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The images of each forward pass of both networks; those after the first fill `Outputs.more`."""
-        return (batch.images,)
-
     def anchors(self, epochs: int) -> tuple[int, ...]:
         """Epochs of a teacher's training (of `epochs`) whose checkpoints teach; none means the last only."""
         return ()
 
-    def anchor(self, at: Progress, gaps: Callable[[], list[float]]) -> int:
+    def anchor(self, at: Progress, count: int, gaps: Callable[[], list[float]]) -> int:
         """Which of `anchors` teaches this epoch, as a position among them.
 
         Args:
             at: where the training stands, at the start of an epoch.
+            count: how many anchors there are, 2 or more.
             gaps: measures the mean divergence of each anchor from the student, in nats, on training
                 images (at most 1,000 of them, without augmentation).
         """
@@ -161,10 +172,6 @@ class TeacherPart(Objective):
     def protocol(self) -> dict[str, Any]:
         """Fields of the teacher's protocol that are replaced: `epochs`, `lr`, a schedule."""
         return {}
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The images that the teacher sees; only the first is used."""
-        return (batch.images,)
 
     def build(self, teacher: Shapes, data: DataInfo) -> None:
         """Make the trainable modules from the shapes of the teacher's taps."""

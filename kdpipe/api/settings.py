@@ -30,12 +30,18 @@ def hp(default: Any, *, doc: str, source: str, since: int = 1, **limits: Any) ->
 
 
 def later_settings(config: type[Settings]) -> dict[str, Any]:
-    """Defaults of the settings that were added after a plug-in's first revision."""
-    return {
-        name: info.get_default(call_default_factory=True)
-        for name, info in config.model_fields.items()
-        if field_note(info, "since") not in (None, 1)
-    }
+    """Defaults of the settings that were added after a plug-in's first revision.
+
+    Those of a setting that is itself a set of settings stand in a dictionary under its name.
+    """
+    later: dict[str, Any] = {}
+    for name, info in config.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if field_note(info, "since") not in (None, 1):
+            later[name] = default
+        elif isinstance(default, Settings) and (inner := later_settings(type(default))):
+            later[name] = inner
+    return later
 
 
 def field_note(info: FieldInfo, key: str) -> Any:

@@ -40,6 +40,32 @@ def predict(
     return torch.cat(logits).cpu().numpy()
 
 
+class Scores:
+    """The accuracy curve of a training: measured after each epoch, told to its history, used by nothing.
+
+    The training loop holds no images or labels but the training ones; these numbers only pass through it.
+
+    Args:
+        prepared: the data set.
+        spec: the run, whose held-out images are scored where it has any, else the test images.
+        normalise: what the network is given.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, prepared: Prepared, spec: RunSpec, normalise: Preprocess, device: torch.device
+    ) -> None:
+        splits = select(prepared, spec.data)
+        self._name = "val" if "val" in splits else "test"
+        self._split, self._protocol = splits[self._name], spec.protocol
+        self._normalise, self._device = normalise, device
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """`val_top1` or `test_top1`, in percent."""
+        logits = predict(model, self._split.images, self._normalise, self._protocol, self._device)
+        return {f"{self._name}_top1": float(100 * np.mean(logits.argmax(1) == self._split.labels))}
+
+
 def save_predictions(
     path: Path,
     model: nn.Module,

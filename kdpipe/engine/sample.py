@@ -81,7 +81,7 @@ def _replay(
     stop: Stop,
 ) -> None:
     scratch = RunPaths(paths.root / "state" / "replay")
-    trainer = Trainer(run, scratch, prepared, None, device, (), observers, stop)
+    trainer = Trainer(run, scratch, prepared, (), device, (), observers, stop)
     trainer.train(until=epoch)
     paths.checkpoint(epoch).parent.mkdir(parents=True, exist_ok=True)
     scratch.checkpoint(epoch).replace(paths.checkpoint(epoch))

@@ -6,6 +6,7 @@ import ast
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -91,15 +92,14 @@ class Bench:
         index = torch.randperm(SAMPLES)[:size]
         second = None if kind.second_view is None else torch.randn(size, *IMAGE)
         self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, second)
-        self.peers = [self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers())]
+        self.peers = nn.ModuleList(self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers()))
 
     @property
     def parameters(self) -> Trainable:
         classifier = list(self.model.get_submodule(self.spec.classifier).parameters())
         known = {id(p) for p in classifier}
         backbone = [p for p in self.model.parameters() if id(p) not in known]
-        peers = [p for peer in self.peers for p in peer.parameters()]
-        return Trainable(backbone, classifier, [*self.objective.parameters(), *peers])
+        return Trainable(backbone, classifier, [*self.objective.parameters(), *self.peers.parameters()])
 
     def terms(self, at: Progress = START, batch: Batch | None = None) -> dict[str, Tensor]:
         """The loss terms; the teacher's outputs carry gradients, to show that nothing uses them."""
@@ -118,13 +118,31 @@ class Bench:
         optimizer.step()
         return total(terms).item()
 
-    def trace(self, seed: int = 0) -> list[dict[str, float]]:
-        """Terms at the start and, on other views of the same samples, later."""
+    def trace(self, seed: int = 0) -> list[Any]:
+        """Terms at the start and, on other views of the same samples, later; then what leads the training."""
         torch.manual_seed(seed)
         views = self.batch, replace(self.batch, images=torch.randn_like(self.batch.images))
-        return [
+        terms = [
             {name: term.item() for name, term in self.terms(at, view).items()}
             for at, view in zip((START, LATER), views, strict=True)
+        ]
+        return [*terms, self._route()]
+
+    def _route(self) -> list[Any]:
+        """Stages, anchors, schedule and cohort of a method."""
+        if not isinstance(self.objective, Method):
+            return []
+        m, epochs = deepcopy(self.objective), [Progress(e, 10) for e in range(10)]
+        route = [m.anchor(at, 5, lambda: [1.5] * 5) for at in epochs] if m.anchors(100) else []
+        part = m.part()
+        told = part.config.model_dump() if part else None
+        return [
+            m.first_stage(),
+            m.anchors(100),
+            route,
+            [m.schedule_epoch(at) for at in epochs],
+            m.peers(),
+            told,
         ]
 
     def _taught(self, batch: Batch) -> Outputs:

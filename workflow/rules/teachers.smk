@@ -33,6 +33,41 @@ rule train_teacher:
         " --device {params.device} --threads {threads} --log {log:q}"
 
 
+rule train_part:
+    input:
+        data=lambda w: f"{data_of(w.part)}/meta.json",
+        teacher=lambda w: teacher_stamps(w.part),
+    output:
+        model=f"{RESULTS}/runs/{{part}}/model.safetensors",
+        history=f"{RESULTS}/runs/{{part}}/history.csv",
+        status=f"{RESULTS}/runs/{{part}}/status.json",
+        spec=f"{RESULTS}/runs/{{part}}/spec.json",
+        provenance=f"{RESULTS}/runs/{{part}}/provenance.json",
+    log:
+        f"{RESULTS}/runs/{{part}}/train.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{part}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=CONFIG.gpus,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        spec=lambda w: spec(w.part),
+        run=lambda w, input: run_json(w.part),
+        device=lambda w, input: CONFIG.device,
+        teacher=lambda w, input: taught_by(w.part),
+        data=subpath(input.data, parent=True),
+        out=subpath(output.model, parent=True),
+    message:
+        "train {wildcards.part}"
+    shell:
+        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
+        " --device {params.device} --threads {threads} --log {log:q}"
+
+
 rule adopt_teacher:
     input:
         data=lambda w: f"{data_of(w.imported)}/meta.json",
