@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from kdpipe.api.dataset import DatasetSpec
 from kdpipe.api.model import ModelSpec
-from kdpipe.api.settings import later_settings
+from kdpipe.api.settings import Settings, later_settings, scaled
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.measures import METRICS
@@ -245,11 +245,10 @@ class _StudyResolver:
             name=wanted.name, revision=wanted.revision, settings=wanted.config.model_dump(mode="json")
         )
         protocol = self._protocol(pair.teacher, "teacher")
-        epochs = self._part_epochs(wanted.protocol(), protocol)
         spec = RunSpec(
             data=self.data,
             model=run.spec.model,
-            protocol=Protocol.model_validate({**protocol.model_dump(), **wanted.protocol(), **epochs}),
+            protocol=Protocol.model_validate({**protocol.model_dump(), **wanted.protocol()}),
             part=part,
             teacher=ref,
             seed=run.spec.seed,
@@ -260,18 +259,6 @@ class _StudyResolver:
             part, dict.fromkeys(part.settings, "its method"), later_settings(wanted.Config), wanted
         )
         return self._add(spec, label, made, (pair.teacher, None), recipe, teacher)
-
-    def _part_epochs(self, asked: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
-        """A part's epochs and milestones at the study's scale: reduced as the teacher's own are."""
-        full = self.protocols["teacher"].settings.epochs
-        epochs = asked.get("epochs")
-        if epochs is None or full == protocol.epochs:
-            return {}
-        milestones = asked.get("milestones", ())
-        reduced: dict[str, Any] = {"epochs": scale_epoch(epochs, full, protocol.epochs)}
-        if milestones:
-            reduced["milestones"] = [scale_epoch(m, full, protocol.epochs) for m in milestones]
-        return reduced
 
     def _keep(self, teacher: str, epochs: tuple[int, ...]) -> None:
         """Have the weights of a teacher's epochs kept."""
@@ -345,9 +332,26 @@ class _StudyResolver:
             raise explain(
                 error, plugin.Config, f"{self.where}, settings of {kind} '{entry.name}' ({origin})"
             ) from None
+        settings, sources = self._scaled(kind, plugin.Config, settings, sources)
         part = Part(name=entry.name, revision=plugin.revision, settings=settings)
         instance = plugin(plugin.Config(**settings))
         return _Resolved(part, sources, later_settings(plugin.Config), instance)
+
+    def _scaled(
+        self, kind: str, config: type[Settings], settings: dict[str, Any], sources: dict[str, str]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Settings that count epochs, shortened as the study's scale shortens the protocol."""
+        full = self.protocols["teacher" if kind == "recipe" else "student"].settings.epochs
+        reduced = self.scale.epochs or full
+        if reduced == full:
+            return settings, sources
+        shorter = scaled(config, settings, lambda epochs: scale_epoch(epochs, full, reduced))
+        told = {
+            name: f"{sources[name]}, {settings[name]} of {full} epochs at this scale"
+            for name in settings
+            if shorter[name] != settings[name]
+        }
+        return shorter, {**sources, **told}
 
     def _skip(self, method: Entry, pair: Pair, recipe: Entry) -> str | None:
         """Why a method cannot distil a pair: its own reason, or a tap that a network lacks."""
