@@ -322,6 +322,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="the teacher's folder")],
     data: Annotated[Path, typer.Option(help="the prepared data set")],
     epoch: Annotated[int, typer.Option(help="which epoch, counted from 1")],
+    teacher: Annotated[list[Path], typer.Option(help="weights of the teacher's own teacher")] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
 ) -> None:
@@ -335,7 +336,8 @@ def sample(
     planned = Run.model_validate_json(run)
     chosen = _machine(device, threads)
     watchers = [Lines(planned)]
-    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, _stop_on_signal())
+    stop = _stop_on_signal()
+    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, stop, teacher)
 
 
 @app.command()

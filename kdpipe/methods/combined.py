@@ -27,7 +27,14 @@ from kdpipe.api import (
 from kdpipe.core.errors import ConfigError
 from kdpipe.core.registry import methods
 
-ALONE = ("backward", "inputs", "first_stage", "peers", "anchors")  # who changes these changes the whole step
+ALONE = (
+    "backward",
+    "inputs",
+    "first_stage",
+    "peers",
+    "anchors",
+    "per_sample",
+)  # who changes these changes the whole step
 
 
 class Combined(Method):
@@ -118,7 +125,7 @@ def family(name: str) -> type[Method] | None:
         raise ConfigError(f"'{name}' names a method twice", fix="name each once")
     for part in parts:
         changed = [hook for hook in ALONE if getattr(part, hook) is not getattr(Method, hook)]
-        if changed or part.second_view is not None or not part.teacher:
+        if changed or part.views or not part.teacher:
             raise ConfigError(
                 f"{part.name} cannot be combined with another method: it decides the whole step"
             )

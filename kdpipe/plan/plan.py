@@ -112,11 +112,14 @@ class Plan:
         return place(planned.teacher, ref.epoch) if planned.teacher and ref else None
 
     def teacher_weights(self, name: str) -> list[str]:
-        """The weights that a run learns from, within the results folder: one file, or one per anchor."""
+        """The weights that a run learns from, within the results folder: one, or one per anchor or fold."""
         planned = self.runs[name]
         ref = planned.run.spec.teacher
         if planned.teacher is None or ref is None:
             return []
+        if ref.folds:
+            peers = [f"runs/{planned.teacher}/peer-{number}.safetensors" for number in range(1, ref.folds)]
+            return [weights(planned.teacher), *peers]
         return [weights(planned.teacher, epoch) for epoch in (ref.anchors or (ref.epoch,))]
 
     def teacher_stamps(self, name: str) -> list[str]:

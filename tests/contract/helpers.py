@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdpipe.api import (
     Batch,
     DataInfo,
+    Memory,
     Method,
     ModelSpec,
     Norms,
@@ -86,12 +87,15 @@ class Bench:
             self.objective.read_norms(self._norms(wish.teacher))
         elif isinstance(self.objective, Recipe):
             self.objective.build(self.model, found[0], data)
+        self.objective.memory = {
+            name: Memory.zeros(SAMPLES, shape) for name, shape in self.objective.per_sample(data).items()
+        }
         self.objective.train()
         self.catch = catch(self.model, self.spec, wish.student)
         self.catch_teacher = catch(self.teacher, self.teacher_spec, wish.teacher)
         index = torch.randperm(SAMPLES)[:size]
-        second = None if kind.second_view is None else torch.randn(size, *IMAGE)
-        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, second)
+        views = tuple(torch.randn(size, *IMAGE) for _ in kind.views)
+        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, views)
         self.peers = nn.ModuleList(self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers()))
 
     @property
@@ -105,7 +109,9 @@ class Bench:
         """The loss terms; the teacher's outputs carry gradients, to show that nothing uses them."""
         batch = batch or self.batch
         if isinstance(self.objective, Recipe):
-            return self.objective.loss(self.model, self.catch(batch.images), batch, at)
+            batch = self.objective.transform(batch, at)
+            student = through(self.catch, self.objective.inputs(batch))
+            return self.objective.loss(self.model, student, self._taught(batch), batch, at)
         assert isinstance(self.objective, Method)
         student = through(self.catch, self.objective.inputs(batch))
         return self.objective.loss(student, self._taught(batch), batch, at)
@@ -146,17 +152,17 @@ class Bench:
         ]
 
     def _taught(self, batch: Batch) -> Outputs:
-        assert isinstance(self.objective, Method)
         if self.peers:
             first, *others = (Outputs(peer(batch.images)) for peer in self.peers)
             return replace(first, more=tuple(others))
-        if not self.objective.teacher:
+        taught = self.objective
+        if not (taught.teacher if isinstance(taught, Method) else taught.generations()):
             return Outputs(torch.empty(0))
         out = through(self.catch_teacher, self.objective.inputs(batch))
         return out if self.part is None else extended(self.part, out)
 
     def _peers(self) -> int:
-        return self.objective.peers() if isinstance(self.objective, Method) else 0
+        return self.objective.peers()
 
     def _prepare_part(self, data: DataInfo) -> None:
         """Build the part that the method's teacher needs, untrained."""
