@@ -50,7 +50,7 @@ class Teacher:
         data: DataInfo,
     ) -> None:
         taps = expand(spec, (*wish.teacher, *(part[0].taps().teacher if part else ())))
-        self.models = nn.ModuleList()
+        self.models = nn.ModuleList().eval()
         for number, file in enumerate(weights):
             model = spec.build(prepared.num_classes, prepared.shape[0])
             load_weights(model, file)
