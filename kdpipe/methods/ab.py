@@ -99,7 +99,7 @@ class AB(FeatureMethod):
         beta: float = hp(1.0, ge=0, doc="weight of the first stage's loss", source="RepDistiller -b 1")
         margin: float = hp(1.0, gt=0, doc="margin around a boundary", source="RepDistiller ABLoss margin=1.0")
         init_epochs: int = hp(
-            30, ge=0, doc="epochs of the first stage", source="RepDistiller --init_epochs 30"
+            30, epochs=True, ge=0, doc="epochs of the first stage", source="RepDistiller --init_epochs 30"
         )
 
     config: Config

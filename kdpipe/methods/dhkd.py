@@ -101,7 +101,11 @@ class DHKD(Method):
             "backbone", doc="where gradients are compared", source="authors' code"
         )
         kd_epochs: int | None = hp(
-            None, ge=0, doc="epochs with the auxiliary loss; null for all", source="Appendix F (CIFAR-100)"
+            None,
+            ge=0,
+            epochs=True,
+            doc="epochs with the auxiliary loss; null for all",
+            source="Appendix F (CIFAR-100)",
         )
 
         @model_validator(mode="after")

@@ -85,6 +85,7 @@ class FitNet(FeatureMethod):
         )
         init_epochs: int = hp(
             30,
+            epochs=True,
             ge=0,
             doc="epochs of the first of two stages",
             source="RepDistiller --init_epochs 30 (its other two-stage methods)",

@@ -170,7 +170,7 @@ class FT(FeatureMethod):
         )
         rate: float = hp(0.5, gt=0, doc="factors per channel, k", source="RepDistiller Paraphraser k=0.5")
         part_epochs: int = hp(
-            30, ge=1, doc="epochs of the paraphraser", source="RepDistiller --init_epochs 30"
+            30, epochs=True, ge=1, doc="epochs of the paraphraser", source="RepDistiller --init_epochs 30"
         )
         part_lr: float = hp(
             0.01, gt=0, doc="learning rate of the paraphraser", source="RepDistiller helper/pretrain.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -101,9 +101,11 @@ class MLLD(Method):
 
     name = "mlld"
     logit_only = True
-    second_view: ClassVar[tuple[Augmentation, ...] | None] = (
-        Augmentation(name="randaugment", settings={"n": 2, "m": 10}),
-        Augmentation(name="cutout", settings={"size": 9, "fill": 121}),
+    views = (
+        (
+            Augmentation(name="randaugment", settings={"n": 2, "m": 10}),
+            Augmentation(name="cutout", settings={"size": 9, "fill": 121}),
+        ),
     )
     paper = Paper(
         "Multi-level logit distillation",
@@ -149,8 +151,7 @@ class MLLD(Method):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The weak and the strong view."""
-        assert batch.second is not None  # `second_view` asks for it
-        return (batch.images, batch.second)
+        return (batch.images, *batch.views)
 
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Cross entropy and the three levels."""

@@ -159,7 +159,9 @@ class ReviewKD(FeatureMethod):
             doc="weight of the levels' losses",
             source="authors' script (most pairs); mdistiller, configs/cifar100",
         )
-        warmup: int = hp(20, ge=0, doc="epochs of linear warm-up", source="authors' code, --kd-warm-up 20")
+        warmup: int = hp(
+            20, epochs=True, ge=0, doc="epochs of linear warm-up", source="authors' code, --kd-warm-up 20"
+        )
         teacher_pre: bool = hp(
             True, doc="the teacher's maps before the ReLU", source="authors' code, preact=True"
         )

@@ -229,7 +229,9 @@ class SSKD(Method):
         ss_ratio: float = hp(
             0.75, ge=0, le=1, doc="share of the teacher's errors kept in `ss`", source="SSKD --ratio-ss 0.75"
         )
-        part_epochs: int = hp(60, ge=1, doc="epochs of the teacher's head", source="SSKD --t-epoch 60")
+        part_epochs: int = hp(
+            60, epochs=True, ge=1, doc="epochs of the teacher's head", source="SSKD --t-epoch 60"
+        )
         part_lr: float = hp(0.05, gt=0, doc="first rate of the teacher's head", source="SSKD --t-lr 0.05")
 
     config: Config

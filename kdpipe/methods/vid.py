@@ -108,7 +108,11 @@ class VID(FeatureMethod):
             5.0, gt=SMALLEST, doc="first variance of every channel", source="RepDistiller VIDLoss"
         )
         init_epochs: int = hp(
-            0, ge=0, doc="epochs in which only mu and v are trained", source="RepDistiller (no first stage)"
+            0,
+            epochs=True,
+            ge=0,
+            doc="epochs in which only mu and v are trained",
+            source="RepDistiller (no first stage)",
         )
 
     config: Config

@@ -236,7 +236,7 @@ def test_each_view_has_its_own_images() -> None:
 
 
 def test_strong_view_can_be_made() -> None:
-    pipeline = Pipeline(MLLD.second_view or ())
+    pipeline = Pipeline(MLLD.views[0])
     images = (torch.arange(2 * 32 * 32 * 3) % 251).view(2, 32, 32, 3).to(torch.uint8)
     drawn = pipeline.draw(2, torch.Generator().manual_seed(0))
     strong = pipeline.apply(images, drawn, torch.arange(2))
@@ -340,7 +340,7 @@ def test_member_is_its_method_on_z_scores(name: str) -> None:
     kind = methods.get(name)
     inner = methods.get(name.removeprefix("logit_std_"))
     assert issubclass(kind, inner)
-    assert (kind.name, kind.second_view) == (name, inner.second_view)
+    assert (kind.name, kind.views) == (name, inner.views)
     assert set(kind.Config.model_fields) == set(inner.Config.model_fields)
     found, raw = terms(kind()), terms(inner(kind.Config()))
     scores = [

@@ -136,9 +136,7 @@ def test_crd_is_the_estimate_in_both_directions(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(method, "_candidates", lambda batch: index)
     v_s, v_t = (v.detach().double().numpy() for v in vectors(method, s, t))
     m_s, m_t = (bank.double().numpy() for bank in (method.student_bank, method.teacher_bank))
-    wanted = sum(
-        numpy_review.contrast(v, m, index.numpy(), 0.07) for v, m in ((v_s, m_t), (v_t, m_s))
-    )
+    wanted = sum(numpy_review.contrast(v, m, index.numpy(), 0.07) for v, m in ((v_s, m_t), (v_t, m_s)))
     assert method.loss(s, t, batch, START)["crd"].item() == pytest.approx(0.8 * wanted, rel=1e-5)
 
 
@@ -348,7 +346,13 @@ def test_review_skips_what_has_no_stages() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "bias", "wanted"),
-    [(1, 0, -0.797884561), (1, 0.5, -0.64107777), (1, 2, -0.373215533), (1, 4, -3), (0.5, -0.3, -0.529573568)],
+    [
+        (1, 0, -0.797884561),
+        (1, 0.5, -0.64107777),
+        (1, 2, -0.373215533),
+        (1, 4, -3),
+        (0.5, -0.3, -0.529573568),
+    ],
 )
 def test_margins_are_those_of_the_formula(weight: float, bias: float, wanted: float) -> None:
     found = expected_negative(*torch.tensor([[weight], [bias]], dtype=torch.float64))
