@@ -88,7 +88,7 @@ def loops(
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "teacher.safetensors"
         save_weights(teacher, weights)
-        trainer = Trainer(run, RunPaths(Path(folder)), prepared, weights, device)
+        trainer = Trainer(run, RunPaths(Path(folder)), prepared, [weights], device)
     student = registry.models.get(student_name).build(prepared.num_classes, 3)
     student.load_state_dict(trainer.model.state_dict())
     train = select(prepared, data)["train"]

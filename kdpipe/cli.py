@@ -274,13 +274,16 @@ def train(
     run: Annotated[str, typer.Option(help="the run as JSON, as the plan holds it")],
     out: Annotated[Path, typer.Option(help="the run's folder")],
     data: Annotated[Path, typer.Option(help="the prepared data set")],
-    teacher: Annotated[Path | None, typer.Option(help="the teacher's weights")] = None,
+    teacher: Annotated[
+        list[Path], typer.Option(help="the teacher's weights; once for each anchor that a method follows")
+    ] = [],  # noqa: B006 (typer reads the default once)
+    part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
     keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
 ) -> None:
-    """Train a teacher or distil a student, from its saved state if there is one."""
+    """Train a teacher, a part of one, or a student, from its saved state if there is one."""
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
     from kdpipe.engine.prepare import load
@@ -291,7 +294,8 @@ def train(
     chosen = _machine(device, threads)
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
-        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, _stop_on_signal()).train()
+        stop = _stop_on_signal()
+        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part).train()
 
 
 @app.command()
@@ -318,6 +322,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="the teacher's folder")],
     data: Annotated[Path, typer.Option(help="the prepared data set")],
     epoch: Annotated[int, typer.Option(help="which epoch, counted from 1")],
+    teacher: Annotated[list[Path], typer.Option(help="weights of the teacher's own teacher")] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
 ) -> None:
@@ -331,7 +336,8 @@ def sample(
     planned = Run.model_validate_json(run)
     chosen = _machine(device, threads)
     watchers = [Lines(planned)]
-    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, _stop_on_signal())
+    stop = _stop_on_signal()
+    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, stop, teacher)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ class Settings(Frozen):
     """Base of a plug-in's nested `Config`: frozen, unknown keys forbidden, ranges declared."""
 
 
-def hp(default: Any, *, doc: str, source: str, since: int = 1, **limits: Any) -> Any:
+def hp(default: Any, *, doc: str, source: str, since: int = 1, epochs: bool = False, **limits: Any) -> Any:
     """A setting: its default, meaning, source and range.
 
     Args:
@@ -24,18 +25,39 @@ def hp(default: Any, *, doc: str, source: str, since: int = 1, **limits: Any) ->
         source: where the default comes from (paper and section, or repository).
         since: the plug-in revision that added it. A setting with `since > 1` stays out of a run's
             id while at its default, so that runs made before it keep their ids.
+        epochs: whether it counts epochs of training; a scale that shortens the protocol then
+            shortens it alike.
         **limits: pydantic constraints (`gt`, `ge`, `lt`, `le`).
     """
-    return Field(default, description=doc, json_schema_extra={"source": source, "since": since}, **limits)
+    note: dict[str, Any] = {"source": source, "since": since, "epochs": epochs}
+    return Field(default, description=doc, json_schema_extra=note, **limits)
+
+
+def scaled(config: type[Settings], values: Mapping[str, Any], scale: Callable[[int], int]) -> dict[str, Any]:
+    """The values (of all settings, as plain data) with those that count epochs scaled; 0 and None stay."""
+    found = dict(values)
+    for name, info in config.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            found[name] = scaled(type(default), values[name], scale)
+        elif field_note(info, "epochs") and values[name]:
+            found[name] = scale(values[name])
+    return found
 
 
 def later_settings(config: type[Settings]) -> dict[str, Any]:
-    """Defaults of the settings that were added after a plug-in's first revision."""
-    return {
-        name: info.get_default(call_default_factory=True)
-        for name, info in config.model_fields.items()
-        if field_note(info, "since") not in (None, 1)
-    }
+    """Defaults of the settings that were added after a plug-in's first revision.
+
+    Those of a setting that is itself a set of settings stand in a dictionary under its name.
+    """
+    later: dict[str, Any] = {}
+    for name, info in config.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if field_note(info, "since") not in (None, 1):
+            later[name] = default
+        elif isinstance(default, Settings) and (inner := later_settings(type(default))):
+            later[name] = inner
+    return later
 
 
 def field_note(info: FieldInfo, key: str) -> Any:

@@ -42,8 +42,8 @@ def code_of(run: Run) -> list[Path]:
     plugins = [_reader(spec.data.dataset), registry.models.file(spec.model.name)]
     if run.imported:
         return [ROOT / "engine" / "importing.py", *plugins]
-    objective = registry.recipes if spec.recipe else registry.methods
-    return [ROOT / "engine" / "train.py", *plugins, objective.file(spec.objective.name)]
+    objective = registry.REGISTRIES[spec.kind].file(spec.objective.name)
+    return [ROOT / "engine" / "train.py", *plugins, objective]
 
 
 def _reader(dataset: str) -> Path:

@@ -81,6 +81,10 @@ class RunPaths:
         """Weights after `epoch` epochs."""
         return self.root / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
 
+    def peer(self, number: int) -> Path:
+        """The last weights of a network that was trained beside the run's own."""
+        return self.root / f"peer-{number}.safetensors"
+
     def sampled(self, epoch: int) -> RunPaths:
         """A sampled checkpoint: its own predictions and metrics, as if it were a run."""
         return RunPaths(self.root / "sampled" / f"epoch-{epoch:04d}")

@@ -23,6 +23,7 @@ KINDS = {  # kind -> (package, the base class that marks a plug-in)
     "recipe": ("kdpipe.recipes", "kdpipe.api.objective:Recipe"),
     "model": ("kdpipe.models", "kdpipe.api.model:ModelSpec"),
     "dataset": ("kdpipe.datasets", "kdpipe.api.dataset:Dataset"),
+    "part": ("kdpipe.methods", "kdpipe.api.objective:TeacherPart"),  # beside the method that needs it
 }
 
 
@@ -79,14 +80,17 @@ class Registry:
             base = _load(self._base)
             found: dict[str, Any] = {}
             for module in modules(self.package):
-                for name, plugin in _declared(module, base):
+                declared = _declared(module, base)
+                if not declared and self.kind != "part" and not hasattr(module, "family"):
+                    raise PluginError(f"{module.__file__} declares no {base.__name__}")
+                for name, plugin in declared:
                     if name in found:
                         raise PluginError(
                             f"two {self.kind}s are called '{name}': {self._files[name]} and {module.__file__}"
                         )
                     found[name] = plugin
                     self._files[name] = Path(module.__file__ or "")
-                if hasattr(module, "family"):
+                if hasattr(module, "family") and self.kind != "part":
                     self._families.append((module.family, Path(module.__file__ or "")))
             self._found = found
         return self._found
@@ -96,7 +100,8 @@ methods = Registry("method")
 recipes = Registry("recipe")
 models = Registry("model")
 datasets = Registry("dataset")
-REGISTRIES = {r.kind: r for r in (methods, recipes, models, datasets)}
+parts = Registry("part")
+REGISTRIES = {r.kind: r for r in (methods, recipes, models, datasets, parts)}
 
 
 def plugin_folders() -> list[Path]:
@@ -118,8 +123,8 @@ def plugin_files() -> list[Path]:
     return [
         file
         for root in (here, *plugin_folders())
-        for kind in KINDS
-        for file in sorted((root / f"{kind}s").glob("*.py"))
+        for folder in dict.fromkeys(package.rsplit(".", 1)[-1] for package, _ in KINDS.values())
+        for file in sorted((root / folder).glob("*.py"))
     ]
 
 
@@ -154,8 +159,6 @@ def _declared(module: ModuleType, base: Any) -> list[tuple[str, Any]]:
             name = getattr(each, "name", "") if own else ""
             if name:
                 found[id(each)] = (name, each)
-    if not found:
-        raise PluginError(f"{module.__file__} declares no {base.__name__}")
     return list(found.values())
 
 

@@ -84,14 +84,40 @@ class Part(Frozen):
 
 
 class TeacherRef(Frozen):
-    """The teacher of a student: the id of its run, and an epoch (None is the last)."""
+    """The teacher of a student.
+
+    Attributes:
+        run: id of its run.
+        epoch: which of its epochs teaches; None is the last.
+        anchors: the epochs that teach one after the other, for a method that follows its training.
+        part: id of the run that trained what the method needs on top of it.
+        folds: how many networks it consists of, each teaching the part of the data that it did not learn.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds"})
 
     run: str
     epoch: int | None = None
+    anchors: tuple[int, ...] = ()
+    part: str | None = None
+    folds: int = 0
 
 
 class RunSpec(Frozen):
-    """One training, fully specified; two runs with equal specs are the same run."""
+    """One training, fully specified; two runs with equal specs are the same run.
+
+    Attributes:
+        engine: revision of the training loop.
+        data: what it sees.
+        model: the network in training; of a teacher's part, the teacher's network.
+        protocol: how it is trained.
+        recipe, method, part: the objective, one of the three: a teacher's, a student's, or that of what
+            is trained on top of a teacher.
+        teacher: of a student, a part, or a teacher that was itself taught.
+        seed: of everything random.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"part"})
 
     engine: int = ENGINE_REVISION
     data: DataSpec
@@ -99,14 +125,20 @@ class RunSpec(Frozen):
     protocol: Protocol
     recipe: Part | None = None
     method: Part | None = None
+    part: Part | None = None
     teacher: TeacherRef | None = None
     seed: int = Field(ge=0)
 
     @property
+    def kind(self) -> Literal["recipe", "method", "part"]:
+        """Which kind of objective it has."""
+        return "recipe" if self.recipe else "method" if self.method else "part"
+
+    @property
     def objective(self) -> Part:
-        """The recipe of a teacher, or the method of a student."""
-        part = self.recipe or self.method
-        assert part is not None
+        """The recipe of a teacher, the method of a student, or what is trained on top of a teacher."""
+        part = getattr(self, self.kind)
+        assert isinstance(part, Part)
         return part
 
 
@@ -137,9 +169,8 @@ class Run(Frozen):
     def id(self) -> str:
         """Hash of the canonical spec; see `design` in docs/adr/0002-identity.md."""
         spec = identity(self.spec)
-        for kind in ("recipe", "method"):
-            if spec[kind]:
-                spec[kind]["settings"] = without_defaults(spec[kind]["settings"], self.later)
+        objective = spec[self.spec.kind]
+        objective["settings"] = without_defaults(objective["settings"], self.later)
         return digest(spec)
 
     @property
@@ -149,8 +180,8 @@ class Run(Frozen):
 
     @property
     def kind(self) -> str:
-        """`teacher` or `student`."""
-        return "teacher" if self.spec.recipe else "student"
+        """`teacher`, `student` or `part`."""
+        return {"recipe": "teacher", "method": "student", "part": "part"}[self.spec.kind]
 
     @property
     def imported(self) -> str | None:
@@ -172,5 +203,11 @@ def identity(part: Frozen) -> dict[str, Any]:
 
 
 def without_defaults(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` less those named in `later` that equal the default given there."""
-    return {k: v for k, v in settings.items() if not (k in later and later[k] == v)}
+    """`settings` less those named in `later` that equal the default given there, at any depth."""
+    kept = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and isinstance(later.get(key), Mapping):
+            kept[key] = without_defaults(value, later[key])
+        elif not (key in later and later[key] == value):
+            kept[key] = value
+    return kept

@@ -45,7 +45,8 @@ class Lines:
     def started(self, epoch: int) -> None:
         """Say so, and where it goes on."""
         self._begin = (time.monotonic(), epoch)
-        self._say(f"goes on after epoch {epoch}" if epoch else f"starts, {self.epochs} epochs")
+        first = f" after a first stage of {-epoch}" if epoch < 0 else ""
+        self._say(f"goes on after epoch {epoch}" if epoch > 0 else f"starts, {self.epochs} epochs{first}")
 
     def epoch_done(self, row: Row) -> None:
         """Say the epoch's loss and accuracy, when it is time."""
@@ -84,11 +85,11 @@ class Bar:
     def started(self, epoch: int) -> None:
         """Show the bar."""
         self._bar.start()
-        self._bar.update(self._task, completed=epoch)
+        self._bar.update(self._task, completed=max(epoch, 0))
 
     def epoch_done(self, row: Row) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=row["epoch"], summary=summary(row))
+        self._bar.update(self._task, completed=max(row["epoch"], 0), summary=summary(row))
 
     def ended(self, status: Status) -> None:
         """Close the bar."""
@@ -98,5 +99,7 @@ class Bar:
 
 def summary(row: Row) -> str:
     """An epoch in a few words."""
-    monitored = "val_top1" if "val_top1" in row else "test_top1"
-    return f"loss {row['loss']:.4f}  train {row['train_top1']:.2f} %  {monitored[:-5]} {row[monitored]:.2f} %"
+    scores = [
+        f"{split} {row[key]:.2f} %" for split in ("train", "val", "test") if (key := f"{split}_top1") in row
+    ]
+    return "  ".join([f"loss {row['loss']:.4f}", *scores])

@@ -6,32 +6,47 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdpipe.api import Batch, DataInfo, ModelSpec, Outputs, Progress, Recipe, Split, Trainable
+from kdpipe.api import (
+    Batch,
+    DataInfo,
+    Method,
+    ModelSpec,
+    Objective,
+    Outputs,
+    Progress,
+    Recipe,
+    Split,
+    TeacherPart,
+    Trainable,
+)
 from kdpipe.core import registry
 from kdpipe.core.errors import Interrupted
 from kdpipe.core.files import sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
 from kdpipe.engine.batches import Batches, preprocessing
+from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
-from kdpipe.engine.predict import autocast, predict, save_predictions
+from kdpipe.engine.predict import Scores, autocast, predict, save_predictions
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
-from kdpipe.engine.weights import save_weights
+from kdpipe.engine.weights import load_weights, save_weights
 from kdpipe.nn.cost import cost
-from kdpipe.nn.taps import catch, expand, shapes
+from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
+
+GAP_SAMPLES = 1000  # training images on which the distance to each anchor is measured
 
 
 @dataclass
@@ -43,81 +58,96 @@ class Stop:
 
 @dataclass
 class Trainer:
-    """One run in training.
+    """One run in training: a teacher, a student, or a part of a teacher.
 
     Args:
         run: what to train.
         paths: where its files go.
         prepared: the data set.
-        teacher_weights: weights of the teacher, for a method that has one.
+        teachers: weights of the teacher, for an objective that has one; of each of its anchors, in order,
+            for a method that follows the teacher's training; of each of its networks, for one of folds.
         device: where to train.
         keep: epochs whose weights are kept.
         observers: who is told how it goes.
         stop: asks for a clean stop.
+        part: weights of what was trained on top of the teacher, for a method that needs it.
     """
 
     run: Run
     paths: RunPaths
     prepared: Prepared
-    teacher_weights: Path | None
+    teachers: Sequence[Path]
     device: torch.device
     keep: Sequence[int] = ()
     observers: Sequence[Observer] = ()
     stop: Stop = field(default_factory=Stop)
+    part: Path | None = None
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
         torch.backends.cudnn.benchmark = True
-        self.splits: dict[str, Split] = select(self.prepared, spec.data)
-        self.monitored = "val" if "val" in self.splits else "test"
-        channels, classes = self.prepared.shape[0], self.prepared.num_classes
+        train: Split = select(self.prepared, spec.data)["train"]
         self.normalise = preprocessing(self.prepared, self.device)
-
-        model_spec: ModelSpec = registry.models.get(spec.model.name)
-        kind = registry.recipes if spec.recipe else registry.methods
-        objective = kind.get(spec.objective.name)
-        self.objective = objective(objective.Config(**spec.objective.settings))
-        self.batches = Batches(
-            self.splits["train"],
-            self.normalise,
-            protocol,
-            spec.seed,
-            self.device,
-            second=self.objective.second_view,
-        )
-        wish = self.objective.taps()
-        info = DataInfo(classes, torch.tensor(self.splits["train"].labels))
-
+        self.data = DataInfo(self.prepared.num_classes, torch.tensor(train.labels))
+        objective = registry.REGISTRIES[spec.kind].get(spec.objective.name)
+        self.objective: Objective = objective(objective.Config(**spec.objective.settings))
+        self.batches = Batches(train, self.normalise, protocol, spec.seed, self.device, self.objective.views)
+        self.anchor = 0
+        self.teacher = self._load_teacher()
         with seeded(spec.seed, "init"):
-            self.model = model_spec.build(classes, channels)
-        self.cost = cost(self.model, self.prepared.shape)
-        student_taps = expand(model_spec, wish.student)
-        student_shapes = shapes(self.model, model_spec, student_taps, self.prepared.shape)
-        self.teacher = self._load_teacher(expand_for=wish.teacher, classes=classes, channels=channels)
-        with seeded(spec.seed, "objective"):
-            if isinstance(self.objective, Recipe):
-                self.objective.build(self.model, student_shapes, info)
-            else:
-                self.objective.build(student_shapes, self._teacher_shapes, info)
+            self._build()
         self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective.to(self.device)
+        self.peers.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optimizer(protocol, self.trainable.all)
+        if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
+            for network in (self.model, *self.peers, *(self.teacher.models if self.teacher else [])):
+                network.compile()
+        asked = self.objective.per_sample(self.data)
+        self.memory = MemoryFiles(self.paths.state, asked, self.data.num_samples, self.device)
+        self.scores = Scores(self.prepared, spec, self.normalise, self.device)
+        self.history: list[Row] = []
+        self.meter = Meter(self.device)
+        self.seconds = 0.0
+        self.stopped = False  # by the objective
 
+    def _build(self) -> None:
+        """Make the network, its peers and what the objective trains beside them."""
+        spec, objective = self.run.spec, self.objective
+        teacher_shapes = self.teacher.shapes if self.teacher else {}
+        self.peers = nn.ModuleList()
+        if isinstance(objective, TeacherPart):  # the part is itself the network in training
+            with seeded(spec.seed, "objective"):
+                objective.build(teacher_shapes, self.data)
+            self.model: nn.Module = objective
+            self.cost = None
+            self.trainable = Trainable([], [], list(objective.parameters()))
+            return
+        channels, classes = self.prepared.shape[0], self.prepared.num_classes
+        model_spec: ModelSpec = registry.models.get(spec.model.name)
+        self.model = model_spec.build(classes, channels)
+        self.cost = cost(self.model, self.prepared.shape)
+        taps = expand(model_spec, objective.taps().student)
+        found = shapes(self.model, model_spec, taps, self.prepared.shape)
+        with seeded(spec.seed, "objective"):
+            if isinstance(objective, Recipe):
+                objective.build(self.model, found, self.data)
+            else:
+                assert isinstance(objective, Method)
+                objective.build(found, teacher_shapes, self.data)
+                objective.read_norms(self.teacher.norms if self.teacher else {})
+        for number in range(objective.peers()):
+            with seeded(spec.seed, "peer", number):
+                self.peers.append(model_spec.build(classes, channels))
         head = self.model.get_submodule(model_spec.classifier)
         in_head = {id(p) for p in head.parameters()}
         self.trainable = Trainable(
             backbone=[p for p in self.model.parameters() if id(p) not in in_head],
             classifier=list(head.parameters()),
-            extra=list(self.objective.parameters()),
+            extra=[*objective.parameters(), *self.peers.parameters()],
         )
-        self.optimizer = optimizer(protocol, self.trainable.all)
-        self.catch = catch(self.model, model_spec, student_taps)
-        if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
-            self.model.compile()
-            if self.teacher:
-                self.teacher.model.compile()
-        self.history: list[Row] = []
-        self.meter = Meter(self.device)
-        self.seconds = 0.0
+        self.catch = catch(self.model, model_spec, taps)
+        self.catch_peers = [catch(peer, model_spec, taps) for peer in self.peers]
 
     def train(self, until: int | None = None) -> None:
         """Train to the end (or through epoch `until`), from the saved state if there is one.
@@ -135,9 +165,16 @@ class Trainer:
             self._tell(lambda o: o.started(epoch))
             started = time.time()
             try:
-                while epoch < min(epochs, until or epochs) and not self._collapsed:
+                while epoch < min(epochs, until or epochs) and not (self._collapsed or self.stopped):
                     self._epoch(epoch, step, store)
                     epoch, step = epoch + 1, 0
+                    if isinstance(self.objective, Recipe):
+                        at = Progress(epoch - 1, epochs)
+                        self.stopped = self.objective.after_epoch(
+                            self.model, self.scores.held_out(self.model), at
+                        )
+                    if epoch == 0:  # a first stage has ended
+                        self.optimizer = optimizer(self.run.spec.protocol, self.trainable.all)
                     if epoch in self.keep or epoch == until:
                         save_weights(self.model, self.paths.checkpoint(epoch))
                     self._tell(lambda o: o.epoch_done(self.history[-1]))  # first: a resume may repeat it
@@ -153,40 +190,68 @@ class Trainer:
 
     def step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """One step of the optimiser; the loss terms, and the meter's sums, stay on the device."""
-        with self._autocast():
-            out = self.catch(batch.images)
-        s = Outputs(out.logits.float(), {k: v.float() for k, v in out.taps.items()})
         if isinstance(self.objective, Recipe):
-            terms = self.objective.loss(self.model, s, batch, at)
-        else:
-            t = self.teacher(batch.images) if self.teacher else Outputs(s.logits.new_empty(0))
-            terms = self.objective.loss(s, t, batch, at)
+            batch = self.objective.transform(batch, at)
+        inputs = self.objective.inputs(batch)
+        s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
+        terms = self._terms(s, inputs, batch, at)
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.backward(terms, self.trainable)
         self.optimizer.step()
-        self.meter.add(terms, s.logits, batch.labels)
+        self.meter.add(terms, batch.labels, s.logits if s else None)
         return terms
+
+    def _terms(
+        self, s: Outputs | None, inputs: Sequence[Tensor], batch: Batch, at: Progress
+    ) -> dict[str, Tensor]:
+        objective = self.objective
+        t = Outputs(batch.images.new_empty(0))
+        if self.teacher:
+            t = self.teacher(inputs, batch.index)
+        elif self.peers:
+            first, *others = (self._through(peer, inputs) for peer in self.catch_peers)
+            t = replace(first, more=tuple(others))
+        if s is None:
+            assert isinstance(objective, TeacherPart)
+            return objective.loss(t, batch, at)
+        if isinstance(objective, Recipe):
+            return objective.loss(self.model, s, t, batch, at)
+        assert isinstance(objective, Method)
+        return objective.loss(s, t, batch, at)
+
+    def _through(self, network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor]) -> Outputs:
+        with autocast(self.run.spec.protocol, self.device):
+            out = through(network, inputs)
+        return in_float32(out)
 
     def _epoch(self, epoch: int, start: int, store: StateStore) -> None:
         """Train one epoch from batch `start` on and append its row to the history."""
         spec = self.run.spec
         begun = time.monotonic() - self.seconds
-        lr = rate(spec.protocol, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        at = Progress(epoch, spec.protocol.epochs, 0, self.batches.steps)
+        self.objective.memory = self.memory.open(epoch)
         if not start:
             self.meter.reset()
             torch.manual_seed(stream_seed(spec.seed, "method", epoch))
-        self.model.train()
-        self.objective.train()
+            self._choose_anchor(at)
+        lr = rate(spec.protocol, epoch)
+        if isinstance(self.objective, Method):
+            lr = rate(spec.protocol, max(self.objective.schedule_epoch(at), 0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for network in (self.model, self.objective, self.peers):
+            network.train()
         for step, batch in enumerate(self.batches.epoch(epoch, start), start):
-            self.step(batch, Progress(epoch, spec.protocol.epochs, step, self.batches.steps))
+            self.step(batch, replace(at, step=step))
             if self.stop.requested:
                 self.seconds = time.monotonic() - begun
+                self.memory.flush()
                 store.save(self._state(epoch, step + 1))
                 raise Interrupted(f"{self.run.label}: stopped in epoch {epoch + 1}; run it again to go on")
         row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means()}
-        row[f"{self.monitored}_top1"] = self._accuracy(self.monitored)
+        self.memory.flush()
+        if self.model is not self.objective and epoch >= 0:
+            row |= self.scores(self.model)
         row["seconds"] = time.monotonic() - begun
         self.history.append(row)
         self.seconds = 0.0
@@ -197,30 +262,63 @@ class Trainer:
             return True
         return bool(self.history) and not np.isfinite(self.history[-1]["loss"])
 
-    def _accuracy(self, split: str) -> float:
-        data = self.splits[split]
-        logits = predict(self.model, data.images, self.normalise, self.run.spec.protocol, self.device)
-        return float(100 * np.mean(logits.argmax(1) == data.labels))
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self.run.spec.protocol, self.device)
-
-    def _load_teacher(self, expand_for: Sequence[str], classes: int, channels: int) -> Teacher | None:
-        self._teacher_shapes: dict[str, tuple[int, ...]] = {}
-        if self.teacher_weights is None:
+    def _load_teacher(self) -> Teacher | None:
+        if not self.teachers:
             return None
-        spec: ModelSpec = registry.models.get(self.run.pair[0] or "")
-        names = expand(spec, expand_for)
-        teacher = Teacher(spec, self.teacher_weights, classes, channels, names, self.device, self._autocast)
-        self._teacher_shapes = teacher.shapes(self.prepared.shape)
-        return teacher
+        name = self.run.pair[0] or ""
+        part = self.objective.part() if isinstance(self.objective, Method) else None
+        ref = self.run.spec.teacher
+        return Teacher(
+            registry.models.get(name),
+            self.teachers if ref and ref.folds else [self.teachers[self.anchor]],
+            self.prepared,
+            self.objective.taps(),
+            self.device,
+            lambda: autocast(self.run.spec.protocol, self.device),
+            (part, self.part) if part is not None and self.part is not None else None,
+            self.data,
+        )
+
+    def _choose_anchor(self, at: Progress) -> None:
+        """Let the method say which of the teacher's checkpoints teaches this epoch."""
+        ref = self.run.spec.teacher
+        if ref is None or len(ref.anchors) < 2:
+            return
+        assert isinstance(self.objective, Method)
+        self._go_to_anchor(self.objective.anchor(at, len(self.teachers), self._gaps))
+
+    def _go_to_anchor(self, anchor: int) -> None:
+        if anchor != self.anchor:
+            self.anchor = anchor
+            self.teacher = self._load_teacher()
+
+    def _gaps(self) -> list[float]:
+        """KL(anchor || student), in nats, of each anchor on the first training images."""
+        images = select(self.prepared, self.run.spec.data)["train"].images[:GAP_SAMPLES]
+        protocol, name = self.run.spec.protocol, self.run.pair[0] or ""
+
+        def log_p(model: nn.Module) -> Tensor:
+            logits = predict(model, images, self.normalise, protocol, self.device)
+            return torch.from_numpy(logits).double().log_softmax(1)
+
+        student, gaps = log_p(self.model), []
+        for weights in self.teachers:
+            anchor = registry.models.get(name).build(self.prepared.num_classes, self.prepared.shape[0])
+            load_weights(anchor, weights)
+            theirs = log_p(anchor.to(self.device))
+            gaps.append(float((theirs.exp() * (theirs - student)).sum(1).mean()))
+        return gaps
 
     def _state(self, epoch: int, step: int) -> dict[str, Any]:
         return {
             "epoch": epoch,
             "step": step,
             "seconds": self.seconds,
+            "anchor": self.anchor,
+            "stopped": self.stopped,
+            "memory": self.memory.hashes(epoch, step),
             "model": self.model.state_dict(),
+            "peers": self.peers.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
@@ -230,12 +328,16 @@ class Trainer:
         }
 
     def _restore(self, state: dict[str, Any] | None) -> tuple[int, int]:
-        if state is None:
-            return 0, 0
+        if state is None or not self.memory.whole(state["memory"], state["epoch"], state["step"]):
+            first = self.objective.first_stage() if isinstance(self.objective, Method) else 0
+            return -first, 0
+        self._go_to_anchor(state["anchor"])
         self.model.load_state_dict(state["model"])
+        self.peers.load_state_dict(state["peers"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
+        self.stopped = state["stopped"]
         self.seconds = state["seconds"]
         self.meter.sums = {k: v.to(self.device) for k, v in state["meter"].items()}
         torch.set_rng_state(state["rng"])
@@ -245,22 +347,28 @@ class Trainer:
 
     def _finish(self, epoch: int, started: float) -> None:
         """Write the run's results; the status comes last."""
+        if isinstance(self.objective, Recipe):
+            self.objective.finish(self.model, self.scores.held_out(self.model))
+            if self.objective.recalibrate:
+                self._recalibrate(epoch)
         record = provenance(self.run, self.device)
         record |= {
             "started": started,
             "finished": time.time(),
             "seconds": sum(row["seconds"] for row in self.history),
-            "model": asdict(self.cost),
             "data": self.prepared.checksums,
-            "teacher": sha256(self.teacher_weights) if self.teacher_weights else None,
+            "teacher": [sha256(weights) for weights in self.teachers],
         }
+        outputs = {"model": self.paths.model}
         save_weights(self.model, self.paths.model)
-        save_predictions(self.paths.predictions, self.model, self.prepared, self.run.spec, self.device)
+        for number, peer in enumerate(self.peers, 1):
+            save_weights(peer, self.paths.peer(number))
+        if self.cost is not None:
+            record["model"] = asdict(self.cost)
+            save_predictions(self.paths.predictions, self.model, self.prepared, self.run.spec, self.device)
+            outputs["predictions"] = self.paths.predictions
         write_text(self.paths.history, history_csv(self.history))
-        record["outputs"] = {
-            "model": sha256(self.paths.model),
-            "predictions": sha256(self.paths.predictions),
-        }
+        record["outputs"] = {name: sha256(file) for name, file in outputs.items()}
         write_json(self.paths.provenance, record)
         reason = ""
         if self._collapsed:
@@ -269,6 +377,18 @@ class Trainer:
             self.paths.status,
             {"status": "collapsed" if reason else "finished", "epoch": epoch, "reason": reason},
         )
+
+    @torch.no_grad()
+    def _recalibrate(self, epoch: int) -> None:
+        """Measure the batch norms' statistics anew, as means over an epoch's batches."""
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None
+        self.model.train()
+        with autocast(self.run.spec.protocol, self.device):
+            for batch in self.batches.epoch(epoch):
+                self.model(batch.images)
 
     def _tell(self, what: Callable[[Observer], None]) -> None:
         for observer in self.observers:
@@ -291,9 +411,11 @@ class Meter:
         self.sums = {}
 
     @torch.no_grad()
-    def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its loss terms (scalars), logits (B x C) and labels (B)."""
-        seen = {"samples": torch.tensor(float(len(labels))), "correct": (logits.argmax(1) == labels).sum()}
+    def add(self, terms: dict[str, Tensor], labels: Tensor, logits: Tensor | None) -> None:
+        """Add a batch: its loss terms (scalars), labels (B) and, of their images first, logits (B x C)."""
+        seen = {"samples": torch.tensor(float(len(labels)))}
+        if logits is not None:
+            seen["correct"] = (logits[: len(labels)].argmax(1) == labels).sum()
         seen |= {f"loss_{name}": term.detach() * len(labels) for name, term in terms.items()}
         for name, value in seen.items():
             value = value.to(self.device, torch.float64 if self.device.type == "cpu" else torch.float32)
@@ -303,9 +425,10 @@ class Meter:
         """Loss, loss per term, and training accuracy (%) of the epoch."""
         sums = {name: float(value) for name, value in self.sums.items()}
         samples = sums.pop("samples")
-        correct = sums.pop("correct")
+        correct = sums.pop("correct", None)
         losses = {name: value / samples for name, value in sums.items()}
-        return {"loss": sum(losses.values()), **losses, "train_top1": 100 * correct / samples}
+        top1 = {} if correct is None else {"train_top1": 100 * correct / samples}
+        return {"loss": sum(losses.values()), **losses, **top1}
 
 
 def history_csv(history: Sequence[Row]) -> str:

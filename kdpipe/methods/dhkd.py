@@ -22,6 +22,7 @@ from kdpipe.api import (
     hp,
 )
 from kdpipe.nn.gradients import Gradients, align, align_rows, deposit, gradients
+from kdpipe.nn.heads import HEADS, MLP_PAIRS
 from kdpipe.nn.logits import binary_kl, binary_kl_norm, cross_entropy
 
 ALPHA = {  # (teacher, student) of one architecture -> alpha on CIFAR-100
@@ -29,40 +30,10 @@ ALPHA = {  # (teacher, student) of one architecture -> alpha on CIFAR-100
     ("resnet110", "resnet32"): (0.1, "Appendix F"),
     ("resnet32x4", "resnet8x4"): (2, "Table 11"),
 }
-MLP_PAIRS = (
-    ("resnet32x4", "shufflenetv1"),
-    ("resnet32x4", "shufflenetv2"),
-    ("resnet50", "mobilenetv2"),
-    ("vgg13", "mobilenetv2"),
-    ("wrn_40_2", "shufflenetv1"),
-)
 IMAGENET_PAIRS = (("imagenet_resnet34", "imagenet_resnet18"), ("imagenet_resnet50", "imagenet_mobilenetv1"))
 IMAGENET = {"alpha": 0.1, "align": False, "kd_epochs": 50}
 
 LOSSES = {"binarykl": binary_kl, "binarykl_norm": binary_kl_norm}
-HIDDEN = 200
-
-
-def linear_head(width: int, classes: int) -> nn.Module:
-    """A linear classifier: B x width to B x classes."""
-    return nn.Linear(width, classes)
-
-
-def mlp_head(width: int, classes: int) -> nn.Module:
-    """A classifier with one hidden layer of 200: linear, dropout 0.1, batch norm, ReLU, linear.
-
-    Source: 200 hidden neurons from Yang et al. 2024, Appendix F; the layers from the authors' code.
-    """
-    return nn.Sequential(
-        nn.Linear(width, HIDDEN),
-        nn.Dropout(0.1),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, classes),
-    )
-
-
-HEADS = {"linear": linear_head, "mlp": mlp_head}
 
 
 class DHKD(Method):
@@ -130,7 +101,11 @@ class DHKD(Method):
             "backbone", doc="where gradients are compared", source="authors' code"
         )
         kd_epochs: int | None = hp(
-            None, ge=0, doc="epochs with the auxiliary loss; null for all", source="Appendix F (CIFAR-100)"
+            None,
+            ge=0,
+            epochs=True,
+            doc="epochs with the auxiliary loss; null for all",
+            source="Appendix F (CIFAR-100)",
         )
 
         @model_validator(mode="after")

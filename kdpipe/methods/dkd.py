@@ -87,6 +87,7 @@ class DKD(Method):
     """
 
     name = "dkd"
+    logit_only = True
     paper = Paper(
         "Decoupled knowledge distillation",
         "B. Zhao, Q. Cui, R. Song, Y. Qiu, J. Liang",
@@ -119,7 +120,11 @@ class DKD(Method):
         beta: float = hp(8.0, ge=0, doc="weight of the other classes' term", source="mdistiller DKD.BETA")
         temperature: float = hp(4.0, gt=0, doc="softening T of both softmaxes", source="mdistiller DKD.T")
         warmup: int = hp(
-            20, ge=0, doc="epochs of linear warm-up of both terms", source="mdistiller DKD.WARMUP"
+            20,
+            ge=0,
+            epochs=True,
+            doc="epochs of linear warm-up of both terms",
+            source="mdistiller DKD.WARMUP",
         )
 
     config: Config

@@ -91,6 +91,20 @@ def through(network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor]) -> O
     return replace(first, more=tuple(others))
 
 
+def transformed(out: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """The outputs with every tensor changed."""
+    return Outputs(
+        change(out.logits),
+        {name: change(tap) for name, tap in out.taps.items()},
+        tuple(transformed(other, change) for other in out.more),
+    )
+
+
+def in_float32(out: Outputs) -> Outputs:
+    """The outputs in float32, whatever precision the network ran in."""
+    return transformed(out, Tensor.float)
+
+
 def extended(part: TeacherPart, out: Outputs) -> Outputs:
     """A teacher's outputs with the taps that its part adds, `more` included."""
     more = tuple(extended(part, other) for other in out.more)

@@ -54,6 +54,11 @@ def place(run: str, epoch: int | None = None) -> str:
     return f"runs/{run}/sampled/epoch-{epoch:04d}" if epoch is not None else f"runs/{run}"
 
 
+def weights(run: str, epoch: int | None = None) -> str:
+    """The weights of a run, or of one of its epochs, within the results folder."""
+    return f"runs/{run}/{f'checkpoints/epoch-{epoch:04d}' if epoch else 'model'}.safetensors"
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run, what it stands on, and who wants it.
@@ -64,6 +69,7 @@ class PlannedRun:
         data: name of the prepared data's folder.
         keep: epochs whose weights are kept for sampling.
         studies: studies that want it.
+        part: name of the folder of what was trained on top of its teacher, or None.
     """
 
     run: Run
@@ -71,6 +77,7 @@ class PlannedRun:
     data: str
     keep: tuple[int, ...] = ()
     studies: tuple[str, ...] = ()
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,29 @@ class Plan:
         ref = planned.run.spec.teacher
         return place(planned.teacher, ref.epoch) if planned.teacher and ref else None
 
-    def teacher_weights(self, student: str) -> str | None:
-        """The weights that a student learns from, within the results folder."""
-        planned = self.runs[student]
+    def teacher_weights(self, name: str) -> list[str]:
+        """The weights that a run learns from, within the results folder: one, or one per anchor or fold."""
+        planned = self.runs[name]
         ref = planned.run.spec.teacher
         if planned.teacher is None or ref is None:
-            return None
-        file = f"checkpoints/epoch-{ref.epoch:04d}" if ref.epoch else "model"
-        return f"runs/{planned.teacher}/{file}.safetensors"
+            return []
+        if ref.folds:
+            peers = [f"runs/{planned.teacher}/peer-{number}.safetensors" for number in range(1, ref.folds)]
+            return [weights(planned.teacher), *peers]
+        return [weights(planned.teacher, epoch) for epoch in (ref.anchors or (ref.epoch,))]
+
+    def teacher_stamps(self, name: str) -> list[str]:
+        """The files that say that those weights are whole; a part's weights too."""
+        planned = self.runs[name]
+        ref = planned.run.spec.teacher
+        if planned.teacher is None or ref is None:
+            return []
+        epochs = ref.anchors or (ref.epoch,)
+        stamps = [
+            weights(planned.teacher) if e is None else f"{place(planned.teacher, e)}/checkpoint.json"
+            for e in epochs
+        ]
+        return [*stamps, *([weights(planned.part)] if planned.part else [])]
 
     def dataset_of(self, folder: str) -> str:
         """Name of the data set that is prepared in `folder`."""
@@ -127,6 +149,7 @@ class Plan:
                     "data": p.data,
                     "keep": list(p.keep),
                     "studies": list(p.studies),
+                    "part": p.part,
                 }
                 for name, p in self.runs.items()
             },
@@ -150,6 +173,7 @@ class Plan:
                 data=p["data"],
                 keep=tuple(p["keep"]),
                 studies=tuple(p["studies"]),
+                part=p["part"],
             )
             for name, p in data["runs"].items()
         }

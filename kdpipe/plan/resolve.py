@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from kdpipe.api.dataset import DatasetSpec
 from kdpipe.api.model import ModelSpec
-from kdpipe.api.settings import Published, later_settings
+from kdpipe.api.settings import Settings, later_settings, scaled
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.measures import METRICS
@@ -62,7 +62,7 @@ class _Resolved:
     part: Part
     sources: dict[str, str]
     later: dict[str, Any]
-    plugin: Any
+    instance: Any
 
 
 @dataclass
@@ -146,8 +146,7 @@ class _StudyResolver:
                 self._student_cell("curve", method, pair, recipe, seed, teacher, at)
                 self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="curve", epoch=at)
                 if at is not None:
-                    kept = self.runs[teacher]
-                    self.runs[teacher] = replace(kept, keep=tuple(sorted({*kept.keep, epoch})))
+                    self._keep(teacher, (epoch,))
 
     def _student_cell(
         self,
@@ -197,9 +196,26 @@ class _StudyResolver:
         if recipe.name == IMPORTED:
             return self._imported(pair, recipe)
         objective = self._objective("recipe", recipe, pair, recipe.name)
-        spec = self._spec(pair.teacher, seed, recipe=objective.part)
-        label = f"teacher_{self.dataset.name}_{pair.teacher}_{recipe.name}_s{seed}"
-        return self._add(spec, label, objective, (pair.teacher, None), recipe.name, None)
+        if objective.instance.needs_validation and self.data.split != "train-val":
+            raise ConfigError(
+                f"recipe '{recipe.name}' looks at validation images, and the study holds none out",
+                where=f"{self.where}, key 'split'",
+                fix="split: train-val",
+            )
+        before = None
+        for generation in range(1, objective.instance.generations() + 1):
+            first = Entry(name="standard")
+            made = self._objective("recipe", first, pair, "standard") if generation == 1 else objective
+            before = self._one_teacher(made, pair, seed, before)
+        return self._one_teacher(objective, pair, seed, before)
+
+    def _one_teacher(self, objective: _Resolved, pair: Pair, seed: int, before: str | None) -> str:
+        """A teacher's run, after the teacher that it learns from itself, if any."""
+        ref = TeacherRef(run=self.runs[before].run.id) if before else None
+        spec = self._spec(pair.teacher, seed, recipe=objective.part, teacher=ref)
+        name = objective.part.name
+        label = f"teacher_{self.dataset.name}_{pair.teacher}_{name}_s{seed}"
+        return self._add(spec, label, objective, (pair.teacher, None), name, before)
 
     def _student(
         self,
@@ -212,7 +228,11 @@ class _StudyResolver:
     ) -> str:
         recipe_name = recipe.name if recipe else None
         objective = self._objective("method", method, pair, recipe_name or "*")
-        ref = TeacherRef(run=self.runs[teacher].run.id, epoch=epoch) if teacher else None
+        ref, part = None, None
+        if teacher:
+            ref = self._reference(objective, pair, teacher, epoch)
+            part = self._part(objective, pair, teacher, ref, recipe_name)
+            ref = ref.model_copy(update={"part": self.runs[part].run.id}) if part else ref
         spec = self._spec(pair.student, seed, method=objective.part, teacher=ref)
         label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
         if teacher:
@@ -220,7 +240,54 @@ class _StudyResolver:
             nets = f"{pair.teacher}-{pair.student}"
             label = f"student_{self.dataset.name}_{nets}_{method.name}_{recipe_name}{at}_s{seed}"
         networks = (pair.teacher if teacher else None, pair.student)
-        return self._add(spec, label, objective, networks, recipe_name, teacher)
+        return self._add(spec, label, objective, networks, recipe_name, teacher, part)
+
+    def _reference(self, method: _Resolved, pair: Pair, teacher: str, epoch: int | None) -> TeacherRef:
+        """The teacher as a student's spec names it; what the method wants of its training is kept."""
+        run = self.runs[teacher].run
+        last = epoch or run.spec.protocol.epochs
+        anchors = () if run.imported else tuple(method.instance.anchors(last))
+        self._keep(teacher, anchors)
+        folds = 0 if epoch or anchors or run.imported else self._folds(run)
+        return TeacherRef(run=run.id, epoch=epoch, anchors=anchors, folds=folds)
+
+    def _folds(self, run: Run) -> int:
+        """How many networks a teacher consists of, each for the data that it did not learn."""
+        plugin = registry.recipes.get(run.spec.objective.name)
+        folds: int = plugin(plugin.Config(**run.spec.objective.settings)).folds()
+        return folds
+
+    def _part(
+        self, method: _Resolved, pair: Pair, teacher: str, ref: TeacherRef, recipe: str | None
+    ) -> str | None:
+        """The run of what the method needs on top of the teacher; one for all students of that teacher."""
+        wanted = method.instance.part()
+        if wanted is None:
+            return None
+        run = self.runs[teacher].run
+        part = Part(
+            name=wanted.name, revision=wanted.revision, settings=wanted.config.model_dump(mode="json")
+        )
+        protocol = self._protocol(pair.teacher, "teacher")
+        spec = RunSpec(
+            data=self.data,
+            model=run.spec.model,
+            protocol=Protocol.model_validate({**protocol.model_dump(), **wanted.protocol()}),
+            part=part,
+            teacher=ref,
+            seed=run.spec.seed,
+        )
+        at = f"_e{ref.epoch}" if ref.epoch else ""
+        label = f"part_{self.dataset.name}_{pair.teacher}_{wanted.name}_{recipe}{at}_s{run.spec.seed}"
+        made = _Resolved(
+            part, dict.fromkeys(part.settings, "its method"), later_settings(wanted.Config), wanted
+        )
+        return self._add(spec, label, made, (pair.teacher, None), recipe, teacher)
+
+    def _keep(self, teacher: str, epochs: tuple[int, ...]) -> None:
+        """Have the weights of a teacher's epochs kept."""
+        planned = self.runs[teacher]
+        self.runs[teacher] = replace(planned, keep=tuple(sorted({*planned.keep, *epochs})))
 
     def _add(
         self,
@@ -230,11 +297,12 @@ class _StudyResolver:
         pair: tuple[str | None, str | None],
         recipe: str | None,
         teacher: str | None,
+        part: str | None = None,
     ) -> str:
         run = Run(
             spec=spec,
             label=label,
-            protocol=getattr(self.study.protocol, "teacher" if spec.recipe else "student"),
+            protocol=getattr(self.study.protocol, "student" if spec.method else "teacher"),
             scale=self.scale_name,
             sources=objective.sources,
             pair=pair,
@@ -243,7 +311,7 @@ class _StudyResolver:
         )
         name = run.name
         if name not in self.runs:
-            self.runs[name] = PlannedRun(run, teacher, self.dataset.folder, studies=(self.name,))
+            self.runs[name] = PlannedRun(run, teacher, self.dataset.folder, studies=(self.name,), part=part)
         return name
 
     def _spec(
@@ -268,7 +336,7 @@ class _StudyResolver:
     def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
         """Settings of a recipe or method: default < published < study < entry < command line."""
         plugin = registry.REGISTRIES[kind].get(entry.name)
-        published = _published(plugin.published, self.dataset.name, pair, recipe)
+        published = plugin.published_for(self.dataset.name, pair.teacher, pair.student, recipe)
         layers = (
             (published.settings if published else {}, f"published: {published.source}" if published else ""),
             (self.study.settings.get(entry.name, {}), f"study {self.name}"),
@@ -278,7 +346,7 @@ class _StudyResolver:
         values: dict[str, Any] = {}
         sources = dict.fromkeys(plugin.Config.model_fields, "default")
         for settings, source in layers:
-            values |= settings
+            values = _merged(values, settings)
             sources |= dict.fromkeys(settings, source)
         try:
             settings = plugin.Config.model_validate(values).model_dump(mode="json")
@@ -288,13 +356,30 @@ class _StudyResolver:
             raise explain(
                 error, plugin.Config, f"{self.where}, settings of {kind} '{entry.name}' ({origin})"
             ) from None
+        settings, sources = self._scaled(kind, plugin.Config, settings, sources)
         part = Part(name=entry.name, revision=plugin.revision, settings=settings)
-        return _Resolved(part, sources, later_settings(plugin.Config), plugin)
+        instance = plugin(plugin.Config(**settings))
+        return _Resolved(part, sources, later_settings(plugin.Config), instance)
+
+    def _scaled(
+        self, kind: str, config: type[Settings], settings: dict[str, Any], sources: dict[str, str]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Settings that count epochs, shortened as the study's scale shortens the protocol."""
+        full = self.protocols["teacher" if kind == "recipe" else "student"].settings.epochs
+        reduced = self.scale.epochs or full
+        if reduced == full:
+            return settings, sources
+        shorter = scaled(config, settings, lambda epochs: scale_epoch(epochs, full, reduced))
+        told = {
+            name: f"{sources[name]}, {settings[name]} of {full} epochs at this scale"
+            for name in settings
+            if shorter[name] != settings[name]
+        }
+        return shorter, {**sources, **told}
 
     def _skip(self, method: Entry, pair: Pair, recipe: Entry) -> str | None:
         """Why a method cannot distil a pair: its own reason, or a tap that a network lacks."""
-        resolved = self._objective("method", method, pair, recipe.name)
-        objective = resolved.plugin(resolved.plugin.Config(**resolved.part.settings))
+        objective = self._objective("method", method, pair, recipe.name).instance
         teacher, student = self.models[pair.teacher], self.models[pair.student]
         wish = objective.taps()
         for spec, names in ((student, wish.student), (teacher, wish.teacher)):
@@ -360,21 +445,25 @@ class _StudyResolver:
         )
 
 
-def _published(rows: tuple[Published, ...], dataset: str, pair: Pair, recipe: str) -> Published | None:
-    """The most specific published row that matches, or None."""
-    matches = [
-        (stars, order, row)
-        for order, row in enumerate(rows)
-        if (stars := row.stars(dataset, pair.teacher, pair.student, recipe)) is not None
-    ]
-    return min(matches, key=lambda m: m[:2])[2] if matches else None
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over settings; those of a combined method's members are merged one by one."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _check_setting_names(settings: Mapping[str, Any], where: str) -> None:
-    known = [*registry.recipes.names(), *registry.methods.names()]
+    recipes = registry.recipes.names()
     for name in settings:
-        if name not in known:
-            raise UnknownNameError.of("recipe or method", name, known, where=where)
+        if name in recipes:
+            continue
+        try:
+            registry.methods.get(name, where=where)
+        except UnknownNameError:
+            known = [*recipes, *registry.methods.names()]
+            raise UnknownNameError.of("recipe or method", name, known, where=where) from None
 
 
 def _merge(plans: list[Plan]) -> Plan:

@@ -21,11 +21,11 @@ def verify_results(plan: Plan, results: Results) -> list[str]:
 
 
 def _problems(run: Run, paths: RunPaths) -> list[str]:
-    missing = [
-        file.name
-        for file in (paths.model, paths.predictions, paths.history, paths.spec, paths.provenance)
-        if not file.is_file()
-    ]
+    outputs = {"model": paths.model}
+    if run.kind != "part":
+        outputs["predictions"] = paths.predictions
+    files = (*outputs.values(), paths.history, paths.spec, paths.provenance)
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         return [f"lacks {', '.join(missing)}"]
     problems = []
@@ -35,7 +35,7 @@ def _problems(run: Run, paths: RunPaths) -> list[str]:
             problems.append("its spec.json belongs to another run")
         if record["code"] != fingerprint(code_of(run)):
             problems.append(f"made by other code ({record['code']})")
-        for file, key in ((paths.model, "model"), (paths.predictions, "predictions")):
+        for key, file in outputs.items():
             if sha256(file) != record["outputs"][key]:
                 problems.append(f"{file.name} has changed since it was written")
     except (UserError, KeyError) as error:

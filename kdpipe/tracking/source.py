@@ -115,7 +115,7 @@ class Content:
     def params(self) -> dict[str, str]:
         """Every setting by a readable name, and what the journal adds."""
         spec = self.run.spec
-        kind = "recipe" if spec.recipe else "method"
+        kind = spec.kind
         settings: dict[str, Any] = {
             "model": spec.model.name,
             kind: spec.objective.name,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from kdpipe.api import Split
 from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, Interrupted
 from kdpipe.core.paths import RunPaths
@@ -17,9 +19,11 @@ from kdpipe.engine.weights import read_weights
 from tests.engine.tiny import history, make_run
 
 CPU = torch.device("cpu")
-OBJECTIVES = [("recipe", n) for n in registry.recipes.names()] + [
-    ("method", n) for n in registry.methods.names()
-]
+OBJECTIVES = (
+    [("recipe", n) for n in registry.recipes.names()]
+    + [("method", n) for n in registry.methods.names()]
+    + [("part", n) for n in registry.parts.names()]
+)
 
 
 class StopAfter:
@@ -55,14 +59,32 @@ class CrashAfter(StopAfter):
 def teacher(prepared, tmp_path_factory):
     paths = RunPaths(tmp_path_factory.mktemp("teacher"))
     run = make_run("recipe", "standard", epochs=6)
-    Trainer(run, paths, prepared, None, CPU, keep=[2]).train()
+    Trainer(run, paths, prepared, (), CPU, keep=range(1, 7)).train()
     return paths
 
 
 def trainer(kind, name, root, prepared, teacher, **changes):
     run = make_run(kind, name, **changes)
-    weights = teacher.model if run.spec.teacher else None
-    return Trainer(run, RunPaths(root), prepared, weights, CPU, stop=Stop())
+    teachers = []
+    if run.spec.teacher:
+        teachers = [teacher.checkpoint(e) for e in run.spec.teacher.anchors] or [teacher.model]
+    part = part_of(run, teacher, prepared)
+    return Trainer(run, RunPaths(root), prepared, teachers, CPU, stop=Stop(), part=part)
+
+
+def part_of(run, teacher, prepared):
+    """The weights of what a method needs on top of the teacher, trained once."""
+    if run.spec.kind != "method":
+        return None
+    plugin = registry.methods.get(run.spec.method.name)
+    wanted = plugin(plugin.Config(**run.spec.method.settings)).part()
+    if wanted is None:
+        return None
+    paths = RunPaths(teacher.root / wanted.name)
+    if not paths.status.exists():
+        of = make_run("part", wanted.name, settings=wanted.config.model_dump(), epochs=2)
+        Trainer(of, paths, prepared, [teacher.model], CPU).train()
+    return paths.model
 
 
 def bits(root):
@@ -107,19 +129,81 @@ def test_students_of_one_seed_start_equal_and_see_the_same_batches(prepared, tea
         assert all(torch.equal(a, b) for a, b in zip(images, seen[0][1], strict=True))
 
 
+def test_the_route_is_followed_and_resumed(prepared, teacher, tmp_path):
+    files = [str(teacher.checkpoint(e)) for e in range(1, 7)]
+    for choice in ("equal", "greedy"):
+        followed = []
+        for batches in (None, 10, 7):  # undisturbed, then killed in the third epoch and resumed
+            root = tmp_path / f"{choice}-{batches is None}"
+            t = trainer("method", "rco", root, prepared, teacher, settings={"choice": choice}, epochs=6)
+            watch(t, followed)
+            if batches == 10:
+                StopAfter(t, batches)
+                with pytest.raises(Interrupted):
+                    t.train()
+            else:
+                t.train()
+        assert bits(tmp_path / f"{choice}-True") == bits(tmp_path / f"{choice}-False")
+        if choice == "equal":
+            assert followed[:5] == files[1:]
+        assert files[5] in followed  # the last one teaches at the end
+
+
+def watch(trainer, followed):
+    """Note which of the teacher's checkpoints is taken."""
+    load = trainer._load_teacher
+
+    def noted():
+        followed.append(str(trainer.teachers[trainer.anchor]))
+        return load()
+
+    trainer._load_teacher = noted
+
+
+def test_peers_differ_learn_and_are_kept(prepared, teacher, tmp_path):
+    t = trainer("method", "dml", tmp_path, prepared, teacher, settings={"networks": 3})
+    start = [{k: v.clone() for k, v in n.state_dict().items()} for n in (t.model, *t.peers)]
+    scratch = trainer("method", "scratch", tmp_path / "scratch", prepared, teacher)
+    assert all(torch.equal(start[0][k], v) for k, v in scratch.model.state_dict().items())
+    t.train()
+    kept = [read_weights(RunPaths(tmp_path).peer(n)) for n in (1, 2)]
+    for peer, before in zip(kept, start[1:], strict=True):
+        assert not torch.equal(before["conv1.weight"], start[0]["conv1.weight"])
+        assert not torch.equal(peer["conv1.weight"], before["conv1.weight"])
+    row = history(RunPaths(tmp_path))[-1]
+    assert {"loss_ce", "loss_kd", "loss_peer1_ce", "loss_peer1_kd", "loss_peer2_ce"} <= set(row)
+
+
 @pytest.mark.parametrize("name", registry.methods.names())
 def test_nothing_changes_the_teacher(name, prepared, teacher, tmp_path):
     t = trainer("method", name, tmp_path, prepared, teacher)
     if t.teacher is None:
         assert not registry.methods.get(name).teacher
         return
-    before = {k: v.clone() for k, v in t.teacher.model.state_dict().items()}
+    first = t.teacher.models
+    before = {k: v.clone() for k, v in first.state_dict().items()}
     file = teacher.model.read_bytes()
     t.train()
-    assert all(torch.equal(before[k], v) for k, v in t.teacher.model.state_dict().items())
-    assert not t.teacher.model.training
+    assert all(torch.equal(before[k], v) for k, v in first.state_dict().items())
+    assert not first.training
     assert teacher.model.read_bytes() == file
-    assert not {id(p) for p in t.teacher.model.parameters()} & {id(p) for p in t.trainable.all}
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in t.trainable.all}
+
+
+def test_nothing_that_trains_reads_the_test_split(prepared, teacher, tmp_path):
+    poisoned = dataclasses.replace(prepared, test=noise(prepared.test))
+    for folder, data in (("clean", prepared), ("poisoned", poisoned)):
+        trainer("method", "kd", tmp_path / folder, data, teacher).train()
+    assert bits(tmp_path / "clean") == bits(tmp_path / "poisoned")
+    rows = [history(RunPaths(tmp_path / f)) for f in ("clean", "poisoned")]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    assert [r["test_top1"] for r in rows[0]] != [r["test_top1"] for r in rows[1]]
+
+
+def noise(split):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, split.images.shape, dtype=np.uint8)
+    return Split(images, rng.permutation(split.labels))
 
 
 def test_it_learns_and_leaves_what_it_promises(prepared, teacher):
@@ -161,7 +245,7 @@ def test_divergence_is_a_result(prepared, teacher, tmp_path):
     assert paths.predictions.is_file()
     taught = RunPaths(tmp_path / "student")
     run = make_run("method", "kd")
-    Trainer(run, taught, prepared, paths.model, CPU).train()
+    Trainer(run, taught, prepared, [paths.model], CPU).train()
     assert json.loads(taught.status.read_text())["reason"] == "its teacher collapsed"
 
 
@@ -195,13 +279,13 @@ def test_a_corrupt_teacher_is_one_message(prepared, teacher, tmp_path):
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(teacher.model.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"damaged.*\n.*model\.safetensors"):
-        Trainer(make_run("method", "kd"), RunPaths(tmp_path), prepared, broken, CPU)
+        Trainer(make_run("method", "kd"), RunPaths(tmp_path), prepared, [broken], CPU)
 
 
 def test_another_networks_teacher_is_one_message(prepared, teacher, tmp_path):
     run = make_run("method", "kd").model_copy(update={"pair": ("resnet14", "resnet8")})
     with pytest.raises(CheckpointError, match="another network"):
-        Trainer(run, RunPaths(tmp_path), prepared, teacher.model, CPU)
+        Trainer(run, RunPaths(tmp_path), prepared, [teacher.model], CPU)
 
 
 @pytest.mark.slow

@@ -40,15 +40,27 @@ SPEC = DatasetSpec(
 )
 
 
+def quick(plugin):
+    """Settings that make stages before the protocol's own epochs short."""
+    fields = plugin.Config.model_fields.items()
+    return {
+        n: 2
+        for n, info in fields
+        if n.endswith("epochs") and isinstance(info.default, int) and info.default > 2
+    }
+
+
 def make_run(
     kind, name, *, seed=0, epochs=3, student="resnet8", settings=None, split="full-train", **protocol
 ):
-    """A run of a recipe or method on the tiny data set."""
+    """A run of a recipe, a method or a teacher's part on the tiny data set."""
     plugin = registry.REGISTRIES[kind].get(name)
-    config = plugin.Config(**(settings or {})).model_dump(mode="json")
+    objective = plugin(plugin.Config(**{**quick(plugin), **(settings or {})}))
+    config = objective.config.model_dump(mode="json")
     part = Part(name=name, revision=plugin.revision, settings=config)
     values = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 16, "milestones": (2,)}
-    taught = kind == "method" and plugin.teacher
+    taught = kind == "part" or (kind == "method" and plugin.teacher)
+    anchors = objective.anchors(6) if kind == "method" else ()
     spec = RunSpec(
         data=DataSpec(dataset="corners", revision=1, split=split, val_fraction=0.2),
         model=Part(name=student, revision=1),
@@ -57,12 +69,13 @@ def make_run(
             augmentation=(Augmentation(name="crop", settings={"padding": 1}),),
             **{**values, **protocol},
         ),
-        recipe=part if kind == "recipe" else None,
-        method=part if kind == "method" else None,
-        teacher=TeacherRef(run="t") if taught else None,
+        **{kind: part},
+        teacher=TeacherRef(run="t", anchors=anchors) if taught else None,
         seed=seed,
     )
-    pair = ("resnet8" if taught else None, student) if kind == "method" else (student, None)
+    pair = ("resnet8" if taught else None, student) if kind == "method" else ("resnet8", None)
+    if kind == "recipe":
+        pair = (student, None)
     return Run(spec=spec, label=f"{kind}_{name}_s{seed}", protocol="test", pair=pair)
 
 

@@ -31,8 +31,16 @@ ROWS = [
         3.82384602,
         matches=False,
     ),
-    Row("kd-T4", ("kd",), partial(kl, temperature=4), partial(numpy_losses.kd, temperature=4), 5.21036271),
-    Row("kd-T1", ("kd",), partial(kl, temperature=1), partial(numpy_losses.kd, temperature=1), 2.4107138),
+    Row(
+        "kd-T4",
+        ("kd", "rco"),
+        partial(kl, temperature=4),
+        partial(numpy_losses.kd, temperature=4),
+        5.21036271,
+    ),
+    Row(
+        "kd-T1", ("kd", "dml"), partial(kl, temperature=1), partial(numpy_losses.kd, temperature=1), 2.4107138
+    ),
     Row(
         "tckd-T4",
         ("dkd",),

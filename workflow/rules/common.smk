@@ -30,6 +30,7 @@ wildcard_constraints:
     teacher=r"teacher_[^/]+",
     student=r"student_[^/]+",
     imported=r"imported_[^/]+",
+    part=r"part_[^/]+",
     run=r"(teacher|student|imported)_[^/]+",
     epoch=r"\d{4}",
     study=r"[^/]+",
@@ -56,21 +57,20 @@ def teacher_of(name):
     return f"{RESULTS}/{PLAN.teacher_place(name)}"
 
 
-def teacher_weights(name):
-    return f"{RESULTS}/{PLAN.teacher_weights(name)}"
+def taught_by(name):
+    """The options of `kdpipe train` that name the weights of a run's teacher, and of the part on top of it."""
+    options = [f"--teacher {RESULTS}/{file}" for file in PLAN.teacher_weights(name)]
+    part = PLAN.runs[name].part
+    return " ".join([*options, *([f"--part {RESULTS}/runs/{part}/model.safetensors"] if part else [])])
+
+
+def teacher_stamps(name):
+    """What must exist before a run with a teacher trains."""
+    return [f"{RESULTS}/{file}" for file in PLAN.teacher_stamps(name)]
 
 
 def imported_weights(wildcards):
     return str(store_of(PLAN.runs[wildcards.imported].run, Results(Path(RESULTS))).model)
-
-
-def teacher_stamp(wildcards):
-    """What must exist before a student trains; nothing for a student without a teacher."""
-    planned = PLAN.runs[wildcards.student]
-    if planned.teacher is None:
-        return []
-    stamp = "checkpoint.json" if planned.run.spec.teacher.epoch else "model.safetensors"
-    return f"{teacher_of(wildcards.student)}/{stamp}"
 
 
 def teacher_predictions(wildcards):

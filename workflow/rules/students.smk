@@ -1,7 +1,7 @@
 rule distil_student:
     input:
         data=lambda w: f"{data_of(w.student)}/meta.json",
-        teacher=teacher_stamp,
+        teacher=lambda w: teacher_stamps(w.student),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{student}}/predictions.npz",
@@ -24,7 +24,7 @@ rule distil_student:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),
         device=lambda w, input: CONFIG.device,
-        teacher=lambda w, input: f"--teacher {teacher_weights(w.student)}" if input.teacher else "",
+        teacher=lambda w, input: taught_by(w.student),
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:

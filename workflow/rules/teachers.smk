@@ -1,6 +1,7 @@
 rule train_teacher:
     input:
         data=lambda w: f"{data_of(w.teacher)}/meta.json",
+        teacher=lambda w: teacher_stamps(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
@@ -24,12 +25,48 @@ rule train_teacher:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
         keep=lambda w, input: ",".join(map(str, PLAN.runs[w.teacher].keep)),
+        teacher=lambda w, input: taught_by(w.teacher),
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:
         "train {wildcards.teacher}"
     shell:
         "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
+        " {params.teacher} --device {params.device} --threads {threads} --log {log:q}"
+
+
+rule train_part:
+    input:
+        data=lambda w: f"{data_of(w.part)}/meta.json",
+        teacher=lambda w: teacher_stamps(w.part),
+    output:
+        model=f"{RESULTS}/runs/{{part}}/model.safetensors",
+        history=f"{RESULTS}/runs/{{part}}/history.csv",
+        status=f"{RESULTS}/runs/{{part}}/status.json",
+        spec=f"{RESULTS}/runs/{{part}}/spec.json",
+        provenance=f"{RESULTS}/runs/{{part}}/provenance.json",
+    log:
+        f"{RESULTS}/runs/{{part}}/train.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{part}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.threads
+    resources:
+        gpu=CONFIG.gpus,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        spec=lambda w: spec(w.part),
+        run=lambda w, input: run_json(w.part),
+        device=lambda w, input: CONFIG.device,
+        teacher=lambda w, input: taught_by(w.part),
+        data=subpath(input.data, parent=True),
+        out=subpath(output.model, parent=True),
+    message:
+        "train {wildcards.part}"
+    shell:
+        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
         " --device {params.device} --threads {threads} --log {log:q}"
 
 
@@ -89,9 +126,10 @@ rule sample_checkpoint:
         device=lambda w, input: CONFIG.device,
         data=subpath(input.data, parent=True),
         out=subpath(input.model, parent=True),
+        teacher=lambda w, input: taught_by(w.teacher),
         epoch=lambda w: int(w.epoch),
     message:
         "sample epoch {params.epoch} of {wildcards.teacher}"
     shell:
         "kdpipe sample --run {params.run:q} --out {params.out:q} --data {params.data:q} --epoch {params.epoch}"
-        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+        " {params.teacher} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
