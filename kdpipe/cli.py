@@ -18,7 +18,7 @@ from kdpipe.core.errors import ConfigError, KdpipeError, UserError
 
 if TYPE_CHECKING:
     from kdpipe.core.paths import Results, RunPaths
-    from kdpipe.core.specs import Run
+    from kdpipe.core.specs import Precision, Run
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
     from kdpipe.engine.train import Stop
@@ -278,7 +278,7 @@ def train(
         list[Path], typer.Option(help="the teacher's weights; once for each anchor that a method follows")
     ] = [],  # noqa: B006 (typer reads the default once)
     part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
-    keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20")] = "",
+    keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20:float16")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
@@ -290,12 +290,13 @@ def train(
     from kdpipe.engine.train import Trainer
 
     planned, paths = Run.model_validate_json(run), RunPaths(out)
-    epochs = [int(e) for e in keep.split(",") if e]
+    kept = [_epoch(text) for text in keep.split(",") if text]
+    epochs, half = ([e for e, p in kept if p == asked] for asked in ("float32", "float16"))
     chosen = _machine(device, threads)
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
-        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part).train()
+        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half).train()
 
 
 @app.command()
@@ -321,7 +322,7 @@ def sample(
     run: Annotated[str, typer.Option(help="the teacher's run as JSON")],
     out: Annotated[Path, typer.Option(help="the teacher's folder")],
     data: Annotated[Path, typer.Option(help="the prepared data set")],
-    epoch: Annotated[int, typer.Option(help="which epoch, counted from 1")],
+    epoch: Annotated[str, typer.Option(help="which epoch, counted from 1, e.g. 10 or 10:float16")],
     teacher: Annotated[list[Path], typer.Option(help="weights of the teacher's own teacher")] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
@@ -337,7 +338,22 @@ def sample(
     chosen = _machine(device, threads)
     watchers = [Lines(planned)]
     stop = _stop_on_signal()
-    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, stop, teacher)
+    number, precision = _epoch(epoch)
+    sample_checkpoint(planned, RunPaths(out), load(data), number, chosen, watchers, stop, teacher, precision)
+
+
+@app.command()
+def choose(
+    run: Annotated[Path, typer.Option(help="folder of the teacher, its checkpoints sampled")],
+    choice: Annotated[str, typer.Option(help="the rule and the epochs as JSON, as the plan holds them")],
+) -> None:
+    """Pick one of a teacher's checkpoints by its predictions of the validation images."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import Choice
+    from kdpipe.evaluation.choose import choose as choose_checkpoint
+
+    chosen = choose_checkpoint(RunPaths(run), Choice.model_validate_json(choice))
+    print(f"{chosen['rule']}: epoch {chosen['epoch']}")
 
 
 @app.command()
@@ -432,6 +448,12 @@ def _planned(
         return read_plan(plan_file), Results(results or Path("results")), None
     settings = _config(config, override)
     return load_plan(settings)[0], Results(results or Path(settings.results)), settings.tracking
+
+
+def _epoch(text: str) -> tuple[int, Precision]:
+    """An epoch and how its weights are kept: `10` (float32) or `10:float16`."""
+    number, _, precision = text.partition(":")
+    return int(number), "float16" if precision == "float16" else "float32"
 
 
 def _write_spec(run: Run, paths: RunPaths) -> None:

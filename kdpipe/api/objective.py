@@ -35,7 +35,7 @@ class Objective(nn.Module):
         Config: its settings, a frozen `Settings` class.
         published: settings that the literature gives for some pairs.
         views: what makes the further views that batches shall carry: for each, the protocol's augmentation
-            drawn anew, then these steps (often none).
+            drawn anew, then these steps (often none). An instance may set its own, as its settings say.
         memory: what `per_sample` asked for, by name.
     """
 
@@ -43,7 +43,7 @@ class Objective(nn.Module):
     paper: ClassVar[Paper]
     revision: ClassVar[int] = 1
     published: ClassVar[tuple[Published, ...]] = ()
-    views: ClassVar[tuple[tuple[Augmentation, ...], ...]] = ()
+    views: tuple[tuple[Augmentation, ...], ...] = ()
     memory: dict[str, Memory]
 
     class Config(Settings):
@@ -211,7 +211,11 @@ class Recipe(Objective):
     recalibrate: ClassVar[bool] = False
 
     def generations(self) -> int:
-        """How many teachers are trained one after the other before this one, each taught by the last."""
+        """How many teachers are trained one after the other before this one, each taught by the last.
+
+        Such a recipe has a setting `generations` that says so; the k-th teacher after the first, which is a
+        `standard` one, is a run with that setting at k, and starts from weights of its own.
+        """
         return 0
 
     def folds(self) -> int:
@@ -251,8 +255,25 @@ class Recipe(Objective):
         """
         return False
 
-    def finish(self, model: nn.Module, held_out: HeldOut | None) -> None:
-        """Change the trained network's weights, in place, into those that are kept."""
+    def rate(self, at: Progress, planned: Callable[[int], float]) -> float:
+        """The learning rate of an epoch.
+
+        Args:
+            at: the epoch that begins.
+            planned: the protocol's rate in each epoch, from 0.
+        """
+        return planned(at.epoch)
+
+    def finish(self, model: nn.Module, classifier: nn.Module, held_out: HeldOut | None) -> None:
+        """Change the trained network's weights, in place, into those that are kept.
+
+        Checkpoints of epochs stay as they were.
+
+        Args:
+            model: the network.
+            classifier: its last linear layer.
+            held_out: measures the validation images, where the study holds any out.
+        """
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

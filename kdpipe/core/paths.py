@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdpipe.core.specs import Precision, point
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -77,17 +79,23 @@ class RunPaths:
         """Folder of the resume state; removed at the end."""
         return self.root / "state"
 
-    def checkpoint(self, epoch: int) -> Path:
+    @property
+    def checkpoint_record(self) -> Path:
+        """Of a sampled checkpoint: which epoch it is, and how a rule came to choose it."""
+        return self.root / "checkpoint.json"
+
+    def checkpoint(self, epoch: int, precision: Precision = "float32") -> Path:
         """Weights after `epoch` epochs."""
-        return self.root / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
+        return self.root / "checkpoints" / f"{point(epoch, precision)}.safetensors"
 
     def peer(self, number: int) -> Path:
         """The last weights of a network that was trained beside the run's own."""
         return self.root / f"peer-{number}.safetensors"
 
-    def sampled(self, epoch: int) -> RunPaths:
-        """A sampled checkpoint: its own predictions and metrics, as if it were a run."""
-        return RunPaths(self.root / "sampled" / f"epoch-{epoch:04d}")
+    def sampled(self, checkpoint: int | str) -> RunPaths:
+        """A sampled checkpoint, by epoch or name: its own predictions and metrics, as if it were a run."""
+        name = point(checkpoint) if isinstance(checkpoint, int) else checkpoint
+        return RunPaths(self.root / "sampled" / name)
 
 
 @dataclass(frozen=True)

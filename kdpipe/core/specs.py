@@ -12,6 +12,9 @@ from kdpipe.core.ids import digest, slug
 ENGINE_REVISION = 1  # bump when the training loop itself gives other numbers
 IMPORTED = "imported"  # the recipe of teachers whose weights come from a file
 
+Rule = Literal["lowest_nll", "lowest_ece", "best_accuracy"]
+Precision = Literal["float32", "float16"]
+
 
 class Frozen(BaseModel):
     """Base of every settings object: immutable, unknown keys forbidden, values checked.
@@ -83,6 +86,30 @@ class Part(Frozen):
     settings: dict[str, Any] = {}
 
 
+def point(epoch: int, precision: Precision = "float32") -> str:
+    """Name of a teacher's checkpoint: `epoch-0010`, or `epoch-0010-float16` where it is kept in that."""
+    return f"epoch-{epoch:04d}" + ("" if precision == "float32" else f"-{precision}")
+
+
+class Choice(Frozen):
+    """One of a teacher's checkpoints, picked by its predictions of the validation images.
+
+    Attributes:
+        rule: what decides: the least negative log-likelihood or calibration error, or the best accuracy.
+        epochs: among which; the end of the training is always one more.
+        precision: how their weights are kept.
+    """
+
+    rule: Rule
+    epochs: tuple[int, ...]
+    precision: Precision = "float32"
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen checkpoint's folder: the rule, and a hash of what it chooses among."""
+        return f"{self.rule}-{digest(self.model_dump(mode='json'), 8)}"
+
+
 class TeacherRef(Frozen):
     """The teacher of a student.
 
@@ -92,15 +119,31 @@ class TeacherRef(Frozen):
         anchors: the epochs that teach one after the other, for a method that follows its training.
         part: id of the run that trained what the method needs on top of it.
         folds: how many networks it consists of, each teaching the part of the data that it did not learn.
+        choice: the rule that picks the epoch, once the teacher is trained.
+        precision: how the weights of `epoch` or `anchors` are kept.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds", "choice", "precision"})
 
     run: str
     epoch: int | None = None
     anchors: tuple[int, ...] = ()
     part: str | None = None
     folds: int = 0
+    choice: Choice | None = None
+    precision: Precision = "float32"
+
+    @property
+    def checkpoints(self) -> tuple[str | None, ...]:
+        """Names of the checkpoints that teach, of every anchor."""
+        return tuple(point(epoch, self.precision) for epoch in self.anchors) or (self.checkpoint,)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Name of the checkpoint that teaches; None for the end of the training."""
+        if self.choice:
+            return self.choice.name
+        return point(self.epoch, self.precision) if self.epoch else None
 
 
 class RunSpec(Frozen):

@@ -12,12 +12,12 @@ from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError
 from kdpipe.core.files import read_json, sha256, write_json
 from kdpipe.core.paths import RunPaths
-from kdpipe.core.specs import Run
+from kdpipe.core.specs import Precision, Run, point
 from kdpipe.engine.observe import Observer
 from kdpipe.engine.predict import save_predictions
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.train import Stop, Trainer
-from kdpipe.engine.weights import load_weights, read_weights
+from kdpipe.engine.weights import load_weights, read_weights, save_weights
 
 
 def sample(
@@ -29,12 +29,13 @@ def sample(
     observers: Sequence[Observer] = (),
     stop: Stop | None = None,
     teachers: Sequence[Path] = (),
+    precision: Precision = "float32",
 ) -> None:
     """Check a finished teacher's weights at `epoch` and store their predictions.
 
     Weights that were not kept (a later study asked for the epoch) or are damaged are made again by
     replaying the training up to that epoch: the same bits on the same kind of processor. A teacher
-    that collapsed before the epoch gives its last, collapsed weights.
+    that collapsed or stopped before the epoch gives the weights it ended with.
 
     Args:
         run: the teacher.
@@ -45,33 +46,42 @@ def sample(
         observers: who is told how a replay goes.
         stop: asks a replay for a clean stop.
         teachers: weights of its own teacher, for one that was taught.
+        precision: how the weights are kept; they predict as they are kept.
     """
     status = read_json(paths.status)
     collapsed = status["status"] == "collapsed" and status["epoch"] <= epoch
-    weights = paths.checkpoint(epoch)
-    try:
-        read_weights(weights)
-    except CheckpointError:
-        if collapsed:
-            weights.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(paths.model, weights)
-        else:
-            _replay(run, paths, prepared, epoch, device, observers, stop or Stop(), teachers)
-
+    over = collapsed or status["epoch"] < epoch
+    weights = paths.checkpoint(epoch, precision)
     spec = registry.models.get(run.spec.model.name)
     model = spec.build(prepared.num_classes, prepared.shape[0])
+    if not _whole(weights):
+        exact = paths.model if over else paths.checkpoint(epoch)
+        if not _whole(exact):
+            exact = _replay(run, paths, prepared, epoch, device, observers, stop or Stop(), teachers)
+        load_weights(model, exact)
+        save_weights(model, weights, precision)
+        if exact.is_relative_to(paths.state):
+            shutil.rmtree(paths.state, ignore_errors=True)
     load_weights(model, weights)
     model.to(device=device, memory_format=torch.channels_last)
-    out = paths.sampled(epoch)
+    out = paths.sampled(point(epoch, precision))
     save_predictions(out.predictions, model, prepared, run.spec, device)
     write_json(out.provenance, read_json(paths.provenance))  # its network and code are the run's
     write_json(
         out.status,
         {**status, "epoch": min(epoch, status["epoch"])}
-        if collapsed
+        if over
         else {"status": "finished", "epoch": epoch, "reason": ""},
     )
-    write_json(out.root / "checkpoint.json", {"run": run.id, "epoch": epoch, "sha256": sha256(weights)})
+    write_json(out.checkpoint_record, {"run": run.id, "epoch": epoch, "sha256": sha256(weights)})
+
+
+def _whole(weights: Path) -> bool:
+    try:
+        read_weights(weights)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _replay(
@@ -83,10 +93,8 @@ def _replay(
     observers: Sequence[Observer],
     stop: Stop,
     teachers: Sequence[Path],
-) -> None:
-    scratch = RunPaths(paths.root / "state" / "replay")
-    trainer = Trainer(run, scratch, prepared, teachers, device, (), observers, stop)
-    trainer.train(until=epoch)
-    paths.checkpoint(epoch).parent.mkdir(parents=True, exist_ok=True)
-    scratch.checkpoint(epoch).replace(paths.checkpoint(epoch))
-    shutil.rmtree(paths.state, ignore_errors=True)
+) -> Path:
+    """Train again up to the epoch; where its weights then lie."""
+    scratch = RunPaths(paths.state / "replay")
+    Trainer(run, scratch, prepared, teachers, device, (), observers, stop).train(until=epoch)
+    return scratch.checkpoint(epoch)

@@ -29,7 +29,7 @@ from kdpipe.api import (
 )
 from kdpipe.core import registry
 from kdpipe.core.errors import Interrupted
-from kdpipe.core.files import sha256, write_json, write_text
+from kdpipe.core.files import read_json, sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
 from kdpipe.engine.batches import Batches, preprocessing
@@ -67,7 +67,7 @@ class Trainer:
         teachers: weights of the teacher, for an objective that has one; of each of its anchors, in order,
             for a method that follows the teacher's training; of each of its networks, for one of folds.
         device: where to train.
-        keep: epochs whose weights are kept.
+        keep, keep_half: epochs whose weights are kept in float32, and in float16.
         observers: who is told how it goes.
         stop: asks for a clean stop.
         part: weights of what was trained on top of the teacher, for a method that needs it.
@@ -82,6 +82,7 @@ class Trainer:
     observers: Sequence[Observer] = ()
     stop: Stop = field(default_factory=Stop)
     part: Path | None = None
+    keep_half: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -94,7 +95,8 @@ class Trainer:
         self.batches = Batches(train, self.normalise, protocol, spec.seed, self.device, self.objective.views)
         self.anchor = 0
         self.teacher = self._load_teacher()
-        with seeded(spec.seed, "init"):
+        generation = self.objective.generations() if isinstance(self.objective, Recipe) else 0
+        with seeded(spec.seed, "init", generation):
             self._build()
         self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective.to(self.device)
@@ -139,11 +141,11 @@ class Trainer:
         for number in range(objective.peers()):
             with seeded(spec.seed, "peer", number):
                 self.peers.append(model_spec.build(classes, channels))
-        head = self.model.get_submodule(model_spec.classifier)
-        in_head = {id(p) for p in head.parameters()}
+        self.classifier = self.model.get_submodule(model_spec.classifier)
+        in_head = {id(p) for p in self.classifier.parameters()}
         self.trainable = Trainable(
             backbone=[p for p in self.model.parameters() if id(p) not in in_head],
-            classifier=list(head.parameters()),
+            classifier=list(self.classifier.parameters()),
             extra=[*objective.parameters(), *self.peers.parameters()],
         )
         self.catch = catch(self.model, model_spec, taps)
@@ -177,6 +179,8 @@ class Trainer:
                         self.optimizer = optimizer(self.run.spec.protocol, self.trainable.all)
                     if epoch in self.keep or epoch == until:
                         save_weights(self.model, self.paths.checkpoint(epoch))
+                    if epoch in self.keep_half:
+                        save_weights(self.model, self.paths.checkpoint(epoch, "float16"), "float16")
                     self._tell(lambda o: o.epoch_done(self.history[-1]))  # first: a resume may repeat it
                     store.save(self._state(epoch, 0))
             except BaseException as error:
@@ -237,6 +241,8 @@ class Trainer:
         lr = rate(spec.protocol, epoch)
         if isinstance(self.objective, Method):
             lr = rate(spec.protocol, max(self.objective.schedule_epoch(at), 0))
+        elif isinstance(self.objective, Recipe):
+            lr = self.objective.rate(at, lambda e: rate(spec.protocol, e))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for network in (self.model, self.objective, self.peers):
@@ -348,7 +354,7 @@ class Trainer:
     def _finish(self, epoch: int, started: float) -> None:
         """Write the run's results; the status comes last."""
         if isinstance(self.objective, Recipe):
-            self.objective.finish(self.model, self.scores.held_out(self.model))
+            self.objective.finish(self.model, self.classifier, self.scores.held_out(self.model))
             if self.objective.recalibrate:
                 self._recalibrate(epoch)
         record = provenance(self.run, self.device)
@@ -359,6 +365,9 @@ class Trainer:
             "data": self.prepared.checksums,
             "teacher": [sha256(weights) for weights in self.teachers],
         }
+        ref = self.run.spec.teacher
+        if ref and ref.choice:
+            record["choice"] = read_json(RunPaths(self.teachers[0].parent).checkpoint_record)
         outputs = {"model": self.paths.model}
         save_weights(self.model, self.paths.model)
         for number, peer in enumerate(self.peers, 1):

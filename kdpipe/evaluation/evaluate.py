@@ -60,7 +60,8 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         What was written: `status`, `epoch`, `time` (ms since 1970), `split`, `values` by name of measure
         (`kdpipe.core.measures.METRICS`), and, for a finished run, `samples`, `temperature_from`
         (`val` or `test halves`) and `best_test_epoch` (None without a test accuracy per epoch). `model` has
-        the network's parameters, multiply-adds and fingerprint where the run's provenance states them.
+        the network's parameters, multiply-adds and fingerprint where the run's provenance states them, and
+        `teacher_epoch` is there where the teacher is a sampled checkpoint.
 
     Raises:
         CheckpointError: predictions are missing, or they or the features are damaged or of other images than
@@ -81,6 +82,8 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
             found |= _measured(run, test, teacher)
         else:
             found["status"] = "collapsed"
+    if teacher is not None and teacher.checkpoint_record.is_file():
+        found["teacher_epoch"] = read_json(teacher.checkpoint_record)["epoch"]
     if run.provenance.is_file() and (network := read_json(run.provenance).get("model")):
         found["model"] = network
     write_json(run.metrics, found)

@@ -31,6 +31,20 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full(logits), labels)
 
 
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of soft targets: `-mean_i sum_c y_ic log softmax(z_i)_c`.
+
+    Args:
+        logits: B x C.
+        targets: B x C, probabilities.
+
+    Returns:
+        A scalar, in nats; that of hard targets is `cross_entropy`.
+    """
+    z = full(logits)
+    return F.cross_entropy(z, targets.to(z.dtype))
+
+
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Tempered Kullback-Leibler divergence: `T^2 mean_i sum_c p_t (log p_t - log p_s)`, `p = softmax(z / T)`.
 

@@ -1,8 +1,7 @@
 """Mixing whole batches: mixup, cutmix, and four rotations.
 
-Pure functions of a batch and of numbers drawn beforehand from the caller's stream. Targets are mixed as
-losses are: `lam CE(z, y) + (1 - lam) CE(z, y[partner])`. (Independent views need the images before
-normalisation: an objective with `views` gets the others in its batch.)
+Pure functions of a batch and of numbers drawn beforehand from the caller's stream. (Independent views need
+the images before normalisation: an objective with `views` gets the others in its batch.)
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -79,6 +79,25 @@ def cutmix(images: Tensor, mix: Mix, centre: tuple[float, float]) -> tuple[Tenso
     result[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
     kept = 1 - (bottom - top) * (right - left) / (height * width)
     return result, Mix(mix.partner, kept)
+
+
+def mixed_targets(labels: Tensor, mix: Mix, num_classes: int) -> Tensor:
+    """`lam y + (1 - lam) y[partner]`, y one-hot.
+
+    Their cross entropy is `lam CE(z, y) + (1 - lam) CE(z, y[partner])`.
+
+    Args:
+        labels: B, int64.
+        mix: partners and share.
+        num_classes: C.
+
+    Returns:
+        B x C, float32; rows sum to one.
+
+    Source: Zhang et al. 2018 (mixup), Eq. 1; Yun et al. 2019 (CutMix), Eq. 1.
+    """
+    own = F.one_hot(labels, num_classes).float()
+    return torch.lerp(own[mix.partner.to(labels.device)], own, mix.lam)
 
 
 def four_rotations(images: Tensor) -> Tensor:

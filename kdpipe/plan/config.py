@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from kdpipe.core.errors import ConfigError, DataError, UnknownNameError, nearest
-from kdpipe.core.specs import Augmentation, Frozen, Protocol
+from kdpipe.core.specs import Augmentation, Frozen, Precision, Protocol
 from kdpipe.plan.study import Scale, Study
 
 M = TypeVar("M", bound=BaseModel)
@@ -26,6 +26,9 @@ class Config(Frozen):
     scale: str | None = Field(None, description="run every study at this scale instead of its own")
     settings: dict[str, dict[str, Any]] = Field(
         {}, description="settings by recipe or method name; they win over the studies'"
+    )
+    checkpoint_precision: Precision | None = Field(
+        None, description="keep every study's checkpoints in this precision instead of its own"
     )
     folder: str = Field("config", description="folder that holds studies/, protocols/ and scales.yaml")
     results: str = Field("results", description="folder for everything that runs make")

@@ -22,12 +22,13 @@ from kdpipe.plan.plan import Plan, PlannedStudy
 
 PLANS_KEPT = 20
 PLAN_AGE = 30 * 24 * 3600.0  # seconds; jobs that wait in a queue still read their plan
+DECISIVE = {"studies", "study", "scale", "settings", "checkpoint_precision", "folder"}
 _SOURCES = ("core", "api", "nn", "plan")  # rooms whose code decides what a plan holds
 
 
 def plan_path(config: Config) -> Path:
     """Where the plan of these settings lies: its name is a hash of everything that decides it."""
-    head = config.model_dump(mode="json", include={"studies", "study", "scale", "settings", "folder"})
+    head = config.model_dump(mode="json", include=DECISIVE)
     hasher = hashlib.sha256(canonical(head).encode())
     for file in _inputs(Path(config.folder)):
         hasher.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

@@ -30,6 +30,7 @@ def overview(plan: Plan, results: Path, *, as_json: bool = False) -> str:
         lines += [f"  {'skipped':<10}{what}: {why}" for what, why in skipped]
         lines += ["", f"  {len(runs)} runs: {_counts([states[r] for r in runs])}", ""]
     lines.append(f"{len(plan.runs)} runs in all: {_counts(list(states.values()))}")
+    lines += _kept(plan)
     return "\n".join(lines)
 
 
@@ -104,10 +105,35 @@ def _counts(states: list[str]) -> str:
     return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) or "none"
 
 
+def _kept(plan: Plan) -> list[str]:
+    """How much room the teachers' kept checkpoints take, in words; nothing where none are kept."""
+    kept = [p for p in plan.runs.values() if p.checkpoints]
+    if not kept:
+        return []
+    count, unknown = sum(p.checkpoints for p in kept), sum(not p.parameters for p in kept)
+    without = f", not counting {unknown} teachers whose classes are counted later" if unknown else ""
+    room = _size(sum(p.bytes for p in kept))
+    return [f"{count} checkpoints of {len(kept)} teachers are kept: about {room}{without}"]
+
+
+def _size(size: float) -> str:
+    """A number of bytes in the largest unit that leaves at least one."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
 def _as_json(plan: Plan, states: Mapping[str, str]) -> dict[str, Any]:
     return {
         "runs": {
-            name: {"state": states[name], "studies": p.studies, "teacher": p.teacher}
+            name: {
+                "state": states[name],
+                "studies": p.studies,
+                "teacher": p.teacher,
+                "checkpoints": p.checkpoints,
+                "checkpoint_bytes": p.bytes,
+            }
             for name, p in plan.runs.items()
         },
         "skipped": [

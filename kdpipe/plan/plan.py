@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdpipe.core.specs import Run
+from kdpipe.core.specs import Choice, Precision, Run, point
 from kdpipe.plan.study import Study
 
 TEACHER = "teacher"  # the row of the teachers' own numbers
@@ -20,7 +20,7 @@ class Cell:
     """One number's place in a study: which run gives it.
 
     Attributes:
-        part: `table`, or `curve` for a checkpoint-sampling curve.
+        part: `table`; `curve` for a checkpoint-sampling curve; `kept` for a teacher's kept checkpoint.
         row: label of the method, or `teacher`.
         recipe: label of the teacher's recipe; None for a student without a teacher.
         teacher: network of the teacher; None for a student without a teacher.
@@ -29,6 +29,8 @@ class Cell:
         epoch: the teacher's epoch, when it is not the last one.
         run: name of the run's folder; None when the cell is skipped.
         skipped: why the method cannot distil this pair.
+        choice: name of the teacher's checkpoint, when a rule picks it.
+        precision: how the weights of that epoch are kept.
     """
 
     part: str
@@ -40,23 +42,32 @@ class Cell:
     epoch: int | None = None
     run: str | None = None
     skipped: str | None = None
+    choice: str | None = None
+    precision: Precision = "float32"
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that picks the teacher's checkpoint."""
+        return self.choice.rpartition("-")[0] if self.choice else None
 
     @property
     def place(self) -> str | None:
         """Where its results lie within the results folder: a run, or a teacher's sampled checkpoint."""
         if self.run is None:
             return None
-        return place(self.run, self.epoch if self.row == TEACHER else None)
+        if self.row != TEACHER:
+            return place(self.run)
+        return place(self.run, self.choice or (point(self.epoch, self.precision) if self.epoch else None))
 
 
-def place(run: str, epoch: int | None = None) -> str:
-    """The folder of a run, or of its checkpoint sampled at `epoch`, within the results folder."""
-    return f"runs/{run}/sampled/epoch-{epoch:04d}" if epoch is not None else f"runs/{run}"
+def place(run: str, checkpoint: str | None = None) -> str:
+    """The folder of a run, or of one of its sampled checkpoints, within the results folder."""
+    return f"runs/{run}/sampled/{checkpoint}" if checkpoint else f"runs/{run}"
 
 
-def weights(run: str, epoch: int | None = None) -> str:
-    """The weights of a run, or of one of its epochs, within the results folder."""
-    return f"runs/{run}/{f'checkpoints/epoch-{epoch:04d}' if epoch else 'model'}.safetensors"
+def weights(folder: str, checkpoint: str | None = None) -> str:
+    """The last weights in a folder, or those of a checkpoint of it, within the results folder."""
+    return f"{folder}/{f'checkpoints/{checkpoint}' if checkpoint else 'model'}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,9 @@ class PlannedRun:
         keep: epochs whose weights are kept for sampling.
         studies: studies that want it.
         part: name of the folder of what was trained on top of its teacher, or None.
+        keep_half: epochs whose weights are kept in float16.
+        choices: names of the rules that pick one of its checkpoints -> what they choose among.
+        parameters: of its network, where the plan keeps checkpoints of it; 0 is not known.
     """
 
     run: Run
@@ -78,6 +92,20 @@ class PlannedRun:
     keep: tuple[int, ...] = ()
     studies: tuple[str, ...] = ()
     part: str | None = None
+    keep_half: tuple[int, ...] = ()
+    choices: dict[str, Choice] = field(default_factory=dict)
+    parameters: int = 0
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints of it are kept, the weights that rules pick included."""
+        return len(self.keep) + len(self.keep_half) + len(self.choices)
+
+    @property
+    def bytes(self) -> int:
+        """About how much room they take: 4 bytes a parameter, 2 in float16."""
+        half = len(self.keep_half) + sum(c.precision == "float16" for c in self.choices.values())
+        return self.parameters * (4 * self.checkpoints - 2 * half)
 
 
 @dataclass(frozen=True)
@@ -109,7 +137,7 @@ class Plan:
         """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""
         planned = self.runs[student]
         ref = planned.run.spec.teacher
-        return place(planned.teacher, ref.epoch) if planned.teacher and ref else None
+        return place(planned.teacher, ref.checkpoint) if planned.teacher and ref else None
 
     def teacher_weights(self, name: str) -> list[str]:
         """The weights that a run learns from, within the results folder: one, or one per anchor or fold."""
@@ -117,10 +145,12 @@ class Plan:
         ref = planned.run.spec.teacher
         if planned.teacher is None or ref is None:
             return []
+        run = place(planned.teacher)
         if ref.folds:
-            peers = [f"runs/{planned.teacher}/peer-{number}.safetensors" for number in range(1, ref.folds)]
-            return [weights(planned.teacher), *peers]
-        return [weights(planned.teacher, epoch) for epoch in (ref.anchors or (ref.epoch,))]
+            return [weights(run), *(f"{run}/peer-{number}.safetensors" for number in range(1, ref.folds))]
+        if ref.choice:
+            return [weights(place(planned.teacher, ref.checkpoint))]
+        return [weights(run, checkpoint) for checkpoint in ref.checkpoints]
 
     def teacher_stamps(self, name: str) -> list[str]:
         """The files that say that those weights are whole; a part's weights too."""
@@ -128,12 +158,11 @@ class Plan:
         ref = planned.run.spec.teacher
         if planned.teacher is None or ref is None:
             return []
-        epochs = ref.anchors or (ref.epoch,)
         stamps = [
-            weights(planned.teacher) if e is None else f"{place(planned.teacher, e)}/checkpoint.json"
-            for e in epochs
+            f"{place(planned.teacher, c)}/checkpoint.json" if c else weights(place(planned.teacher))
+            for c in ref.checkpoints
         ]
-        return [*stamps, *([weights(planned.part)] if planned.part else [])]
+        return [*stamps, *([weights(place(planned.part))] if planned.part else [])]
 
     def dataset_of(self, folder: str) -> str:
         """Name of the data set that is prepared in `folder`."""
@@ -150,6 +179,9 @@ class Plan:
                     "keep": list(p.keep),
                     "studies": list(p.studies),
                     "part": p.part,
+                    "keep_half": list(p.keep_half),
+                    "choices": {name: c.model_dump(mode="json") for name, c in p.choices.items()},
+                    "parameters": p.parameters,
                 }
                 for name, p in self.runs.items()
             },
@@ -174,6 +206,9 @@ class Plan:
                 keep=tuple(p["keep"]),
                 studies=tuple(p["studies"]),
                 part=p["part"],
+                keep_half=tuple(p["keep_half"]),
+                choices={key: Choice.model_validate(c) for key, c in p["choices"].items()},
+                parameters=p["parameters"],
             )
             for name, p in data["runs"].items()
         }

@@ -19,9 +19,10 @@ from kdpipe.api.settings import Settings, later_settings, scaled
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.measures import METRICS
-from kdpipe.core.specs import IMPORTED, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
+from kdpipe.core.specs import IMPORTED, Choice, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
 from kdpipe.engine.augment import Pipeline
 from kdpipe.nn.taps import expand
+from kdpipe.plan.checkpoints import TeacherEpochs, check_checkpoints
 from kdpipe.plan.config import (
     Config,
     ProtocolFile,
@@ -96,7 +97,9 @@ class _StudyResolver:
             for name in (pair.teacher, pair.student)
         }
         self._check_sides()
+        check_checkpoints(self.study, self.protocols["teacher"].settings, self.where)
         self.seeds = self.study.seeds[: self.scale.seeds]
+        self.precision = self.config.checkpoint_precision or self.study.checkpoint_precision
         self.data = self._data()
         for metric in self.study.metrics:
             if metric not in METRICS:
@@ -118,6 +121,7 @@ class _StudyResolver:
                     teacher = self._teacher(pair, recipe, seed)
                     own_seed = self.seeds[0] if recipe.name == IMPORTED else seed  # one for all seeds
                     self._cell(TEACHER, recipe, pair, own_seed, teacher, own=True)
+                    self._kept(pair, recipe, seed, teacher)
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
         cells = tuple(dict.fromkeys(self.cells))
@@ -132,21 +136,48 @@ class _StudyResolver:
                 run = self._student(method, pair, None, seed, None, None)
                 self.cells.append(Cell("table", method.label, None, None, pair.student, seed, None, run))
 
+    def _kept(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
+        """The teacher's own numbers at the epochs that the study keeps."""
+        if recipe.name == IMPORTED:
+            return
+        for epoch in self._epochs(pair.teacher).kept():
+            self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="kept", epoch=epoch)
+            self._keep(teacher, (epoch,))
+
     def _curves(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
         by_label = {m.label: m for m in self.study.methods}
         for curve in self.study.curves:
             method = by_label[curve.method]
-            for epoch in self._curve_epochs(curve.epochs, pair.teacher):
+            for epoch in self._epochs(pair.teacher).curve(curve):
                 last = epoch == self._protocol(pair.teacher, "teacher").epochs
                 at = None if last else epoch
-                if recipe.name == IMPORTED:
-                    why = "an imported teacher has no earlier epochs"
+                why = self._no_epochs(recipe, teacher)
+                if why and (at or recipe.name == IMPORTED):
                     self._cell(method.label, recipe, pair, seed, None, part="curve", epoch=at, skipped=why)
                     continue
                 self._student_cell("curve", method, pair, recipe, seed, teacher, at)
                 self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="curve", epoch=at)
                 if at is not None:
                     self._keep(teacher, (epoch,))
+            for rule in curve.rules:
+                choice = self._epochs(pair.teacher).choice(rule)
+                if why := self._no_epochs(recipe, teacher):
+                    self._cell(
+                        method.label, recipe, pair, seed, None, part="curve", choice=choice, skipped=why
+                    )
+                    continue
+                self._keep(teacher, choice.epochs)
+                self._choose(teacher, choice)
+                self._student_cell("curve", method, pair, recipe, seed, teacher, None, choice)
+                self._cell(TEACHER, recipe, pair, seed, teacher, own=True, part="curve", choice=choice)
+
+    def _no_epochs(self, recipe: Entry, teacher: str) -> str | None:
+        """Why nothing can be distilled from a teacher's earlier epochs, or None."""
+        if recipe.name == IMPORTED:
+            return "an imported teacher has no earlier epochs"
+        if self._folds(self.runs[teacher].run):
+            return "of a teacher of several networks only the last weights are kept"
+        return None
 
     def _student_cell(
         self,
@@ -157,10 +188,23 @@ class _StudyResolver:
         seed: int,
         teacher: str,
         epoch: int | None,
+        choice: Choice | None = None,
     ) -> None:
-        why = self._skip(method, pair, recipe)
-        run = None if why else self._student(method, pair, recipe, seed, teacher, epoch)
-        self._cell(method.label, recipe, pair, seed, run, part=part, epoch=epoch, skipped=why)
+        why = self._skip(method, pair, recipe) or self._no_route(method, pair, recipe, teacher, choice)
+        run = None if why else self._student(method, pair, recipe, seed, teacher, epoch, choice)
+        self._cell(method.label, recipe, pair, seed, run, part=part, epoch=epoch, choice=choice, skipped=why)
+
+    def _no_route(
+        self, method: Entry, pair: Pair, recipe: Entry, teacher: str, choice: Choice | None
+    ) -> str | None:
+        """Why a method that follows the teacher's training cannot follow this one's, or None."""
+        epochs = self.runs[teacher].run.spec.protocol.epochs
+        followed = self._objective("method", method, pair, recipe.name).instance.anchors(epochs)
+        if recipe.name == IMPORTED or not followed:
+            return None  # from an imported teacher, such a method makes do with the last epoch
+        if choice:
+            return f"{method.name} follows the teacher's training up to an epoch that has to be known"
+        return self._no_epochs(recipe, teacher)
 
     def _cell(
         self,
@@ -173,10 +217,15 @@ class _StudyResolver:
         own: bool = False,
         part: str = "table",
         epoch: int | None = None,
+        choice: Choice | None = None,
         skipped: str | None = None,
     ) -> None:
         student = None if own else pair.student
-        self.cells.append(Cell(part, row, recipe.label, pair.teacher, student, seed, epoch, run, skipped))
+        chosen = choice.name if choice else None
+        precision = self.precision if epoch else "float32"
+        self.cells.append(
+            Cell(part, row, recipe.label, pair.teacher, student, seed, epoch, run, skipped, chosen, precision)
+        )
 
     def _imported(self, pair: Pair, recipe: Entry) -> str:
         where = f"{self.where}, settings of recipe '{recipe.label}'"
@@ -202,19 +251,27 @@ class _StudyResolver:
                 where=f"{self.where}, key 'split'",
                 fix="split: train-val",
             )
-        before = None
-        for generation in range(1, objective.instance.generations() + 1):
-            first = Entry(name="standard")
-            made = self._objective("recipe", first, pair, "standard") if generation == 1 else objective
-            before = self._one_teacher(made, pair, seed, before)
-        return self._one_teacher(objective, pair, seed, before)
+        generations = objective.instance.generations()
+        if not generations:
+            return self._one_teacher(objective, pair, seed)
+        before = self._one_teacher(
+            self._objective("recipe", Entry(name="standard"), pair, "standard"), pair, seed
+        )
+        for generation in range(1, generations + 1):
+            settings = {**objective.part.settings, "generations": generation}
+            made = replace(objective, part=objective.part.model_copy(update={"settings": settings}))
+            before = self._one_teacher(made, pair, seed, before, generation)
+        return before
 
-    def _one_teacher(self, objective: _Resolved, pair: Pair, seed: int, before: str | None) -> str:
+    def _one_teacher(
+        self, objective: _Resolved, pair: Pair, seed: int, before: str | None = None, generation: int = 0
+    ) -> str:
         """A teacher's run, after the teacher that it learns from itself, if any."""
         ref = TeacherRef(run=self.runs[before].run.id) if before else None
         spec = self._spec(pair.teacher, seed, recipe=objective.part, teacher=ref)
         name = objective.part.name
-        label = f"teacher_{self.dataset.name}_{pair.teacher}_{name}_s{seed}"
+        nth = f"_g{generation}" if generation else ""
+        label = f"teacher_{self.dataset.name}_{pair.teacher}_{name}{nth}_s{seed}"
         return self._add(spec, label, objective, (pair.teacher, None), name, before)
 
     def _student(
@@ -225,31 +282,37 @@ class _StudyResolver:
         seed: int,
         teacher: str | None,
         epoch: int | None,
+        choice: Choice | None = None,
     ) -> str:
         recipe_name = recipe.name if recipe else None
         objective = self._objective("method", method, pair, recipe_name or "*")
         ref, part = None, None
         if teacher:
-            ref = self._reference(objective, pair, teacher, epoch)
+            ref = self._reference(objective, teacher, epoch, choice)
             part = self._part(objective, pair, teacher, ref, recipe_name)
             ref = ref.model_copy(update={"part": self.runs[part].run.id}) if part else ref
         spec = self._spec(pair.student, seed, method=objective.part, teacher=ref)
         label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
         if teacher:
-            at = f"_e{epoch}" if epoch else ""
+            at = _at(epoch, choice)
             nets = f"{pair.teacher}-{pair.student}"
             label = f"student_{self.dataset.name}_{nets}_{method.name}_{recipe_name}{at}_s{seed}"
         networks = (pair.teacher if teacher else None, pair.student)
         return self._add(spec, label, objective, networks, recipe_name, teacher, part)
 
-    def _reference(self, method: _Resolved, pair: Pair, teacher: str, epoch: int | None) -> TeacherRef:
+    def _reference(
+        self, method: _Resolved, teacher: str, epoch: int | None, choice: Choice | None
+    ) -> TeacherRef:
         """The teacher as a student's spec names it; what the method wants of its training is kept."""
         run = self.runs[teacher].run
         last = epoch or run.spec.protocol.epochs
-        anchors = () if run.imported else tuple(method.instance.anchors(last))
+        anchors = () if run.imported or choice else tuple(method.instance.anchors(last))
         self._keep(teacher, anchors)
         folds = 0 if epoch or anchors or run.imported else self._folds(run)
-        return TeacherRef(run=run.id, epoch=epoch, anchors=anchors, folds=folds)
+        precision = self.precision if epoch or anchors else "float32"
+        return TeacherRef(
+            run=run.id, epoch=epoch, anchors=anchors, folds=folds, choice=choice, precision=precision
+        )
 
     def _folds(self, run: Run) -> int:
         """How many networks a teacher consists of, each for the data that it did not learn."""
@@ -277,7 +340,7 @@ class _StudyResolver:
             teacher=ref,
             seed=run.spec.seed,
         )
-        at = f"_e{ref.epoch}" if ref.epoch else ""
+        at = _at(ref.epoch, ref.choice)
         label = f"part_{self.dataset.name}_{pair.teacher}_{wanted.name}_{recipe}{at}_s{run.spec.seed}"
         made = _Resolved(
             part, dict.fromkeys(part.settings, "its method"), later_settings(wanted.Config), wanted
@@ -286,8 +349,24 @@ class _StudyResolver:
 
     def _keep(self, teacher: str, epochs: tuple[int, ...]) -> None:
         """Have the weights of a teacher's epochs kept."""
+        if not epochs:
+            return
         planned = self.runs[teacher]
-        self.runs[teacher] = replace(planned, keep=tuple(sorted({*planned.keep, *epochs})))
+        planned = replace(planned, parameters=self._parameters(planned.run))
+        if self.precision == "float32":
+            self.runs[teacher] = replace(planned, keep=tuple(sorted({*planned.keep, *epochs})))
+        else:
+            self.runs[teacher] = replace(planned, keep_half=tuple(sorted({*planned.keep_half, *epochs})))
+
+    def _choose(self, teacher: str, choice: Choice) -> None:
+        """Have a rule pick one of a teacher's checkpoints."""
+        planned = self.runs[teacher]
+        self.runs[teacher] = replace(planned, choices={**planned.choices, choice.name: choice})
+
+    def _parameters(self, run: Run) -> int:
+        """Parameters of a run's network; 0 where the classes are counted when the data are prepared."""
+        classes = self.dataset.num_classes
+        return self.models[run.spec.model.name].params_at(classes) if classes else 0
 
     def _add(
         self,
@@ -413,15 +492,10 @@ class _StudyResolver:
         spec: ModelSpec = self.models[model]
         return self.protocols[kind].at(self.scale, spec.light)
 
-    def _curve_epochs(self, epochs: tuple[int, ...], teacher: str) -> list[int]:
-        full = self.protocols["teacher"].settings.epochs
-        reduced = self._protocol(teacher, "teacher").epochs
-        if max(epochs) > full:
-            raise ConfigError(
-                f"a curve asks for teacher epoch {max(epochs)}; the protocol has {full}",
-                where=f"{self.where}, key 'curves'",
-            )
-        return sorted({scale_epoch(e, full, reduced) for e in epochs})
+    def _epochs(self, teacher: str) -> TeacherEpochs:
+        """The epochs of a teacher that the study is after."""
+        full, here = self.protocols["teacher"].settings, self._protocol(teacher, "teacher")
+        return TeacherEpochs(self.study, full, here, self.precision, self.where)
 
     def _scale(self) -> tuple[str, Scale]:
         name = self.config.scale or self.study.scale
@@ -443,6 +517,11 @@ class _StudyResolver:
             train_samples=limit(self.scale.train_samples, "train"),
             test_samples=limit(self.scale.test_samples, "test"),
         )
+
+
+def _at(epoch: int | None, choice: Choice | None) -> str:
+    """Which checkpoint of the teacher it is, for a label."""
+    return f"_{choice.rule}" if choice else f"_e{epoch}" if epoch else ""
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -476,6 +555,9 @@ def _merge(plans: list[Plan]) -> Plan:
             runs[name] = replace(
                 known,
                 keep=tuple(sorted({*known.keep, *planned.keep})),
+                keep_half=tuple(sorted({*known.keep_half, *planned.keep_half})),
+                choices={**known.choices, **planned.choices},
+                parameters=known.parameters or planned.parameters,
                 studies=tuple(dict.fromkeys((*known.studies, *planned.studies))),
             )
         else:

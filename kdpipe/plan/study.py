@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from kdpipe.core.specs import Frozen
+from kdpipe.core.specs import Frozen, Precision, Rule
 
 Seed = Annotated[int, Field(ge=0)]
 Epoch = Annotated[int, Field(ge=1)]
@@ -64,16 +64,56 @@ class Entry(Frozen):
         return value
 
 
+class Keep(Frozen):
+    """Epochs of every teacher whose weights are kept and measured, beside the last."""
+
+    every: int | None = Field(None, ge=1, description="every so many epochs, in full-scale epochs")
+    before_drops: bool = Field(False, description="the last epoch before each fall of the learning rate")
+    epochs: tuple[Epoch, ...] = Field((), description="these epochs, in full-scale epochs")
+
+
+class Checkpoint(Frozen):
+    """A checkpoint by its place in the training, or by a rule that reads validation predictions only."""
+
+    rule: Rule | None = Field(
+        None, description="chosen among the epochs in `keep` and the last, by validation images (train-val)"
+    )
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the teacher's epochs")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Checkpoint:
+        if (self.rule is None) == (self.fraction is None):
+            raise ValueError("a checkpoint is named by a rule or by a fraction: give one of the two")
+        return self
+
+
 class Curve(Frozen):
     """Students of a teacher's sampled checkpoints: accuracy against the teacher's epoch."""
 
     method: str = Field("kd", description="label of one of the study's methods")
-    epochs: tuple[Epoch, ...] = Field(description="teacher epochs to distil from, in full-scale epochs")
+    epochs: tuple[Epoch, ...] = Field((), description="teacher epochs to distil from, in full-scale epochs")
+    checkpoints: tuple[Checkpoint, ...] = Field((), description="further ones, named by rule or fraction")
 
     @field_validator("epochs")
     @classmethod
     def _sorted(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _some(self) -> Curve:
+        if not (self.epochs or self.checkpoints):
+            raise ValueError("a curve without 'epochs' and 'checkpoints' has no points")
+        return self
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules among its checkpoints."""
+        return tuple(dict.fromkeys(c.rule for c in self.checkpoints if c.rule))
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions among its checkpoints."""
+        return tuple(c.fraction for c in self.checkpoints if c.fraction)
 
 
 class Scale(Frozen):
@@ -108,6 +148,12 @@ class Study(Frozen):
         {}, description="settings by recipe or method name, for all its entries"
     )
     curves: tuple[Curve, ...] = Field((), description="checkpoint-sampling curves")
+    keep: Keep = Field(Keep(), description="further epochs of the teachers that are kept and measured")
+    checkpoint_precision: Precision = Field(
+        "float32",
+        description="of kept epochs; float16 halves the files and rounds weights to 11 bits, and predictions "
+        "and students of these epochs are made from the rounded ones (never the last epoch's)",
+    )
     metrics: tuple[str, ...] = Field(
         ("top1",), min_length=1, description="measures shown; the first ranks the rows"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,10 @@ class Measurement:
     Attributes:
         study: name of the study.
         part, row, recipe, teacher, student, seed, run: as in `Cell`.
-        epoch: the teacher's epoch on a checkpoint-sampling curve (also the last); None in the table.
+        epoch: the teacher's epoch on a checkpoint-sampling curve (also the last); None in the table, and
+            where a rule picks it.
+        rule: the rule that picks the teacher's epoch.
+        chosen: the epoch that it picked.
         run_id: hash of the run; None when the cell is skipped.
         status: `finished`, `collapsed` (diverged), `missing` (not made yet), `skipped` (cannot be
             made) or `unmeasured` (finished, but this measure does not apply to it).
@@ -43,6 +46,8 @@ class Measurement:
     student: str | None
     seed: int
     epoch: int | None
+    rule: str | None
+    chosen: int | None
     run: str | None
     run_id: str | None
     status: Status
@@ -91,7 +96,9 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
                     teacher=cell.teacher,
                     student=cell.student,
                     seed=cell.seed,
-                    epoch=(cell.epoch or last[cell.recipe, cell.teacher]) if cell.part == "curve" else None,
+                    epoch=_epoch(cell, last),
+                    rule=cell.rule,
+                    chosen=_chosen(cell, known),
                     run=cell.run,
                     run_id=run.id if run else None,
                     status=status,
@@ -109,7 +116,8 @@ def frame(measurements: Iterable[Measurement]) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame([asdict(m) for m in measurements], columns=[f.name for f in fields(Measurement)])
-    return table.astype({"epoch": "Int64", "collapsed_epoch": "Int64", "value": "float64"})
+    whole = dict.fromkeys(("epoch", "chosen", "collapsed_epoch"), "Int64")
+    return table.astype({**whole, "value": "float64"})
 
 
 def read_metrics(paths: RunPaths) -> dict[str, Any] | None:
@@ -143,6 +151,18 @@ def read_provenance(results: Results, run: str) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise ResultsError("a provenance file holds no record", where=str(path), fix="make the run again")
     return record
+
+
+def _epoch(cell: Cell, last: Mapping[tuple[str | None, str | None], int]) -> int | None:
+    if cell.part == "table" or cell.rule:
+        return None
+    return cell.epoch or last[cell.recipe, cell.teacher]
+
+
+def _chosen(cell: Cell, known: dict[str, Any] | None) -> int | None:
+    """The epoch that a rule picked: a sampled checkpoint's own, or that of a student's teacher."""
+    found = (known or {}).get("epoch" if cell.row == TEACHER else "teacher_epoch")
+    return int(found) if cell.rule and found is not None else None
 
 
 def _status(cell: Cell, known: dict[str, Any] | None, metric: str) -> tuple[Status, float | None]:

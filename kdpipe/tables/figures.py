@@ -78,7 +78,7 @@ def draw(study: PlannedStudy, layout: Layout, results: Results) -> list[Path]:
     with house_style():
         data = learning_data(study, results)
         written = save(_learning_figure(study, data), data, folder / "learning_curves")
-        if study.study.curves:
+        if any(curve.epochs or curve.fractions for curve in study.study.curves):
             data = sampling_data(layout)
             written += save(_sampling_figure(study, layout, data), data, folder / "sampling")
     return written
@@ -119,7 +119,8 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
     """The checkpoint-sampling curves: accuracy of teacher and student against the teacher's epoch.
 
     Returns:
-        Columns row, recipe, teacher, student, epoch, mean, std (in the measure's unit) and n (seeds).
+        Columns curve, row, recipe, teacher, student, epoch, rule (that picks the epoch), mean, std (in the
+        measure's unit) and n (seeds).
     """
     import pandas as pd
 
@@ -131,6 +132,7 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
             "teacher": e.place.teacher,
             "student": e.place.student,
             "epoch": e.place.epoch,
+            "rule": e.place.rule or "",
             "mean": e.summary.mean,
             "std": e.summary.std,
             "n": e.summary.n,
@@ -140,8 +142,9 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
         for e in line.entries
         if e.place.part == "curve"
     ]
-    columns = ["curve", "row", "recipe", "teacher", "student", "epoch", "mean", "std", "n"]
-    return pd.DataFrame(rows, columns=columns).astype({"mean": "float64", "std": "float64"})
+    columns = ["curve", "row", "recipe", "teacher", "student", "epoch", "rule", "mean", "std", "n"]
+    types = {"epoch": "Int64", "mean": "float64", "std": "float64"}
+    return pd.DataFrame(rows, columns=columns).astype(types)
 
 
 def split(study: PlannedStudy) -> str:
@@ -255,7 +258,7 @@ def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) ->
     for index, (method, pair) in enumerate(curves):
         own = data[
             (data["curve"] == method) & (data["teacher"] == pair.teacher) & (data["student"] == pair.student)
-        ]
+        ].dropna(subset=["epoch"])
         for axis, row in zip(axes[2 * index : 2 * index + 2], (TEACHER, method), strict=True):
             for nth, (recipe, look) in enumerate(recipes.items()):
                 points = own[(own["recipe"] == recipe) & (own["row"] == row)].dropna(subset=["mean"])

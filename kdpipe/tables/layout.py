@@ -12,7 +12,7 @@ from kdpipe.core.measures import METRICS, Measure
 from kdpipe.core.paths import Results
 from kdpipe.plan.load import study_digest
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
-from kdpipe.plan.study import Pair
+from kdpipe.plan.study import Curve, Pair
 from kdpipe.tables.collect import Measurement, collect, read_provenance
 from kdpipe.tables.statistics import Mark, Summary, rank, summarise
 
@@ -30,6 +30,7 @@ class Place:
     teacher: str
     student: str
     epoch: int | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
     measurements = collect(study, plan, results)
     known = _summaries(measurements)
     blocks = [_table(study, metric, known) for metric in study.study.metrics]
-    blocks += _curves(study, known)
+    blocks += [*_curves(study, known), *_kept(study, known)]
     blocks, footnotes = _number_notes(blocks)
     states = {m.run: m.status for m in measurements if m.run and m.status in ("missing", "collapsed")}
     missing = sum(status == "missing" for status in states.values())
@@ -149,7 +150,7 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
         title=study.study.title,
         blocks=tuple(blocks),
         footnotes=footnotes,
-        notes=tuple(_notes(study, results, missing, collapsed)),
+        notes=(*_choices(measurements), *_notes(study, results, missing, collapsed)),
         measurements=tuple(measurements),
         missing=missing,
         collapsed=collapsed,
@@ -200,23 +201,25 @@ def block_title(name: str) -> str:
     return f"{shown.title} ({inside})" if inside else shown.title
 
 
-_Key = tuple[str, str, str | None, str | None, str | None, int | None, str]
+_Key = tuple[str, str, str | None, str | None, str | None, int | str | None, str]
+"""Part, row, recipe, teacher, student, the teacher's epoch (or the rule that picks it), measure."""
 
 
 def _summaries(measurements: Iterable[Measurement]) -> dict[_Key, Summary]:
     seeds: dict[_Key, list[Measurement]] = {}
     for m in measurements:
-        seeds.setdefault((m.part, m.row, m.recipe, m.teacher, m.student, m.epoch, m.metric), []).append(m)
+        at = m.rule or m.epoch
+        seeds.setdefault((m.part, m.row, m.recipe, m.teacher, m.student, at, m.metric), []).append(m)
     return {key: summarise(group) for key, group in seeds.items()}
 
 
 def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
     """The entry of a place, by its own key, else as a teacher's number, else as that of a student alone."""
-    p = place
+    p, at = place, place.rule or place.epoch
     keys: list[_Key] = [
-        (p.part, p.row, p.recipe, p.teacher, p.student, p.epoch, metric),
-        (p.part, p.row, p.recipe, p.teacher, None, p.epoch, metric),
-        (p.part, p.row, None, None, p.student, p.epoch, metric),
+        (p.part, p.row, p.recipe, p.teacher, p.student, at, metric),
+        (p.part, p.row, p.recipe, p.teacher, None, at, metric),
+        (p.part, p.row, None, None, p.student, at, metric),
     ]
     found = next((known[key] for key in keys if key in known), None)
     summary = found or Summary(None, None, 0, 0, reason="not part of the study")
@@ -275,28 +278,31 @@ def _marked(lines: Sequence[Line], metric: str) -> list[Line]:
 
 
 def _curves(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
-    """One table per checkpoint-sampling curve and pair: rows are the teacher's epochs."""
+    """One table per checkpoint-sampling curve and pair: rows are the teacher's epochs, then the rules."""
     metric = study.study.metrics[0]
     return [
-        _curve(study, pair, curve.method, metric, known)
+        _curve(study, pair, curve, metric, known)
         for curve in study.study.curves
         for pair in study.study.pairs
     ]
 
 
-def _curve(study: PlannedStudy, pair: Pair, method: str, metric: str, known: Mapping[_Key, Summary]) -> Block:
-    recipes = [recipe.label for recipe in study.study.recipes]
-    heads = [(recipe, row) for recipe in recipes for row in (TEACHER, method)]
+def _curve(
+    study: PlannedStudy, pair: Pair, curve: Curve, metric: str, known: Mapping[_Key, Summary]
+) -> Block:
+    method = curve.method
+    heads = [(recipe.label, row) for recipe in study.study.recipes for row in (TEACHER, method)]
+    points = [(epoch, None) for epoch in curve_epochs(known, pair, method)]
     lines = [
         Line(
-            str(epoch),
+            rule or str(epoch),
             "epoch",
             tuple(
-                _entry(known, Place("curve", row, recipe, pair.teacher, pair.student, epoch), metric)
+                _entry(known, Place("curve", row, recipe, pair.teacher, pair.student, epoch, rule), metric)
                 for recipe, row in heads
             ),
         )
-        for epoch in curve_epochs(known, pair, method)
+        for epoch, rule in [*points, *((None, rule) for rule in curve.rules)]
     ]
     about = f"{method} from sampled checkpoints, {pair_title(pair.teacher, pair.student)}"
     return Block(
@@ -308,6 +314,31 @@ def _curve(study: PlannedStudy, pair: Pair, method: str, metric: str, known: Map
     )
 
 
+def _kept(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
+    """One table of the teachers' own numbers at the epochs that the study keeps, if it keeps any."""
+    metric = study.study.metrics[0]
+    epochs = sorted({key[5] for key in known if key[0] == "kept" and isinstance(key[5], int)})
+    teachers = dict.fromkeys(pair.teacher for pair in study.study.pairs)
+    heads = [(teacher, recipe.label) for teacher in teachers for recipe in study.study.recipes]
+    lines = [
+        Line(
+            str(epoch),
+            "epoch",
+            tuple(_entry(known, Place("kept", TEACHER, r, t, "", epoch), metric) for t, r in heads),
+        )
+        for epoch in epochs
+    ]
+    return [
+        Block(
+            title=f"{block_title(metric)}: teachers at kept epochs",
+            corner="teacher epoch",
+            metric=metric,
+            columns=tuple(Column(teacher, recipe) for teacher, recipe in heads),
+            lines=tuple(lines),
+        )
+    ] * bool(epochs)
+
+
 def curve_epochs(known: Iterable[_Key], pair: Pair, method: str) -> list[int]:
     """The teacher's epochs on a curve, ascending."""
     return sorted(
@@ -315,7 +346,7 @@ def curve_epochs(known: Iterable[_Key], pair: Pair, method: str) -> list[int]:
             epoch
             for part, row, _, teacher, student, epoch, _ in known
             if part == "curve"
-            and epoch is not None
+            and isinstance(epoch, int)
             and (row, teacher, student) == (method, pair.teacher, pair.student)
         }
     )
@@ -341,6 +372,21 @@ def _number_notes(blocks: Iterable[Block]) -> tuple[list[Block], tuple[str, ...]
     return done, tuple(numbers)
 
 
+def _choices(measurements: Iterable[Measurement]) -> Iterable[str]:
+    """Which epochs the rules picked, by recipe and teacher."""
+    chosen: dict[str, dict[tuple[str, str], dict[int, int]]] = {}
+    for m in measurements:
+        if m.rule and m.chosen is not None and m.row == TEACHER:
+            who = (m.recipe or "", m.teacher or "")
+            chosen.setdefault(m.rule, {}).setdefault(who, {})[m.seed] = m.chosen
+    for rule, picked in chosen.items():
+        told = [
+            f"{recipe} {teacher} {', '.join(map(str, seeds.values()))}"
+            for (recipe, teacher), seeds in picked.items()
+        ]
+        yield f"{rule} picked, seed by seed, the epochs {'; '.join(told)} (by validation images)."
+
+
 def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) -> Iterable[str]:
     total = len(study.runs())
     if missing:
@@ -354,6 +400,8 @@ def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) 
         "Best student of a column in bold, second underlined, among those with every seed finished."
     )
     about = study.study
+    if any(cell.precision == "float16" for cell in study.cells):
+        yield "Teachers' checkpoints before the last epoch are kept in float16: weights rounded to 11 bits."
     yield f"Selection: last epoch. Data: {about.dataset}, {about.split}. Measured on the test set."
     yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
 

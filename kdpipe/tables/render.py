@@ -88,6 +88,7 @@ def _tidy(metric: str, entry: Entry, layout: Layout) -> dict[str, Any]:
         "student": place.student,
         "pair": pair_title(place.teacher, place.student),
         "epoch": place.epoch,
+        "rule": place.rule or "",
         "metric": metric,
         "mean": summary.mean,
         "std": summary.std,
@@ -254,7 +255,7 @@ def _terminal_table(block: Block, group: str | None) -> Table:
 
     shown = [i for i, c in enumerate(block.columns) if group in (None, c.group)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=group and Text(group), title_justify="left")
-    table.add_column(block.corner)
+    table.add_column(block.corner, overflow="fold")
     for i in shown:
         column = block.columns[i]
         head = column.label if group else f"{column.group}\n{column.label}"

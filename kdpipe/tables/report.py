@@ -209,7 +209,7 @@ def _run_list(section: Section, index: Mapping[str, int]) -> list[dict[str, Any]
     metric = section.study.study.metrics[0]
     places: dict[str, Measurement] = {}
     for m in section.layout.measurements:
-        sampled = m.part == "curve" and m.row == TEACHER
+        sampled = m.part != "table" and m.row == TEACHER
         if m.run and m.metric == metric and not sampled:
             places.setdefault(m.run, m)
     return [
@@ -219,7 +219,8 @@ def _run_list(section: Section, index: Mapping[str, int]) -> list[dict[str, Any]
             "pair": pair_title(m.teacher, m.student),
             "recipe": m.recipe or "",
             "seed": m.seed,
-            "epoch": m.epoch if m.part == "curve" else None,
+            "epoch": (m.chosen if m.rule else m.epoch) if m.part == "curve" else None,
+            "rule": m.rule,
             "status": m.status if m.collapsed_epoch is None else f"collapsed ({m.collapsed_epoch})",
             "value": None if m.value is None else number(m.value, measure(metric).decimals),
         }

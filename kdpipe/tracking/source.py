@@ -103,7 +103,8 @@ class Content:
         paths = self.source.paths
         files = [("final", 0, paths.metrics)]
         for folder in sorted((paths.root / "sampled").glob("epoch-*")):
-            files.append(("sampled", int(folder.name.removeprefix("epoch-")), RunPaths(folder).metrics))
+            _, epoch, *precision = folder.name.split("-")
+            files.append(("_".join(["sampled", *precision]), int(epoch), RunPaths(folder).metrics))
         return [
             Point(f"{prefix}.{name}", float(value), int(found["time"]), step)
             for prefix, step, file in files

@@ -37,6 +37,7 @@ from kdpipe.nn.taps import catch, extended, extended_shapes, norms, shapes, thro
 IMAGE = (3, 16, 16)
 CLASSES = 5
 SAMPLES = 20
+EPOCHS = 60  # of the training whose end is looked at
 PAIRS = [  # teacher, student
     ("resnet14", "resnet8"),
     ("wrn_16_1", "resnet8"),
@@ -89,13 +90,13 @@ class Bench:
         elif isinstance(self.objective, Recipe):
             self.objective.build(self.model, found[0], data)
         self.objective.memory = {
-            name: Memory.zeros(SAMPLES, shape) for name, shape in self.objective.per_sample(data).items()
+            name: _remembered(shape) for name, shape in self.objective.per_sample(data).items()
         }
         self.objective.train()
         self.catch = catch(self.model, self.spec, wish.student)
         self.catch_teacher = catch(self.teacher, self.teacher_spec, wish.teacher)
         index = torch.randperm(SAMPLES)[:size]
-        views = tuple(torch.randn(size, *IMAGE) for _ in kind.views)
+        views = tuple(torch.randn(size, *IMAGE) for _ in self.objective.views)
         self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, views)
         self.peers = nn.ModuleList(self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers()))
 
@@ -116,6 +117,14 @@ class Bench:
         assert isinstance(self.objective, Method)
         student = through(self.catch, self.objective.inputs(batch))
         return self.objective.loss(student, self._taught(batch), batch, at)
+
+    def sure(self) -> Bench:
+        """As late in training: the network is far ahead with the labels of its batch, in various degrees."""
+        with torch.no_grad():
+            self.model.get_submodule(self.spec.classifier).weight.mul_(20)
+            labels = self.catch(self.batch.images).logits.argmax(1)
+        self.batch = replace(self.batch, labels=labels)
+        return self
 
     @property
     def moments(self) -> list[Progress]:
@@ -150,12 +159,13 @@ class Bench:
             {name: term.item() for name, term in self.terms(at, later if at == LATER else None).items()}
             for at in self.moments
         ]
-        return [*terms, self._route()]
+        return [*terms, self.objective.views, self._route()]
 
     def _route(self) -> list[Any]:
-        """Stages, anchors, schedule and cohort of a method."""
-        if not isinstance(self.objective, Method):
-            return []
+        """Stages, anchors, schedule and cohort of a method; generations, cohort and end of a recipe."""
+        if isinstance(self.objective, Recipe):
+            return [self.objective.generations(), self.objective.peers(), self._end()]
+        assert isinstance(self.objective, Method)
         m, epochs = deepcopy(self.objective), [Progress(e, 10) for e in range(10)]
         route = [m.anchor(at, 5, lambda: [1.5] * 5) for at in epochs] if m.anchors(100) else []
         part = m.part()
@@ -168,6 +178,24 @@ class Bench:
             m.peers(),
             told,
         ]
+
+    def _end(self) -> list[Any]:
+        """Rates and length of a recipe's training in which the network shrinks and gets worse, and the
+        network that is left."""
+        assert isinstance(self.objective, Recipe)
+        recipe, model, rates = deepcopy(self.objective), self.spec.build(CLASSES, IMAGE[0]), []
+        model.load_state_dict(self.model.state_dict())
+        logits, labels = torch.randn(SAMPLES, CLASSES), torch.arange(SAMPLES) % CLASSES
+        for epoch in range(EPOCHS):
+            at = Progress(epoch, EPOCHS)
+            rates.append(recipe.rate(at, lambda e: 0.1 / (1 + e)))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter *= 0.95
+            if recipe.after_epoch(model, lambda e=epoch: ((1 + e) * logits, labels), at):
+                break
+        recipe.finish(model, model.get_submodule(self.spec.classifier), lambda: (logits, labels))
+        return [rates, [p.double().sum().item() for p in model.parameters()]]
 
     def _taught(self, batch: Batch) -> Outputs:
         if self.peers:
@@ -196,6 +224,12 @@ class Bench:
 
     def _norms(self, names: Sequence[str]) -> Norms:
         return norms(self.teacher, self.teacher_spec, names)
+
+
+def _remembered(shape: tuple[int, ...]) -> Memory:
+    """Something to remember of each sample, the same for every bench."""
+    past = torch.rand(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+    return Memory(past, torch.zeros_like(past))
 
 
 def _shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Shapes:

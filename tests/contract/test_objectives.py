@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdpipe.api import Method, Objective, total
+from kdpipe.api import Method, Objective, Recipe, total
 from kdpipe.api.model import meant
 from kdpipe.api.settings import Settings, field_note
 from kdpipe.core.registry import datasets, methods, models, plugin_files, recipes
-from tests.contract.helpers import PAIRS, Bench, numeric_fields, offences, variants
+from tests.contract.helpers import PAIRS, SAMPLES, Bench, numeric_fields, offences, variants
 
 OBJECTIVES = {name: cls for registry in (methods, recipes) for name, cls in registry.items()}
 FILES = {p for p in plugin_files() if p.parent.name in ("methods", "recipes") and not p.stem.startswith("_")}
@@ -179,11 +179,13 @@ def test_bfloat16_is_finite(kind: type[Objective], config: Settings) -> None:
 @objectives
 def test_every_number_matters(kind: type[Objective]) -> None:
     for name, value in numeric_fields(kind.Config).items():
-        changed = []
-        for _, config in variants(kind):
-            one, other = Bench(kind, config), Bench(kind, config.model_copy(update={name: value}))
-            changed.append(one.trace() != other.trace())
-        assert any(changed), f"{name} is read by no variant"
+        configs = [(config, config.model_copy(update={name: value})) for _, config in variants(kind)]
+        changed = any(Bench(kind, one).trace() != Bench(kind, other).trace() for one, other in configs)
+        late = (
+            Bench(kind, one, size=SAMPLES).sure().trace() != Bench(kind, other, size=SAMPLES).sure().trace()
+            for one, other in configs
+        )
+        assert changed or any(late), f"{name} is read by no variant"
 
 
 @pytest.mark.parametrize("file", sorted(FILES), ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -215,3 +217,11 @@ def assert_sound(terms: dict[str, Tensor]) -> None:
         assert term.dtype == torch.float32, name
         assert term.isfinite(), name
     assert total(terms).requires_grad
+
+
+@pytest.mark.parametrize("kind", [k for _, k in recipes.items() if k().generations()], ids=lambda k: k.name)
+def test_a_setting_says_how_many_generations(kind: type[Objective]) -> None:
+    for number in (1, 3):
+        recipe = kind(kind.Config(generations=number))
+        assert isinstance(recipe, Recipe)
+        assert recipe.generations() == number

@@ -50,19 +50,18 @@ def quick(plugin):
     }
 
 
-def make_run(
-    kind, name, *, seed=0, epochs=3, student="resnet8", settings=None, split="full-train", **protocol
-):
+def make_run(kind, name, *, seed=0, epochs=3, student="resnet8", settings=None, split=None, **protocol):
     """A run of a recipe, a method or a teacher's part on the tiny data set."""
     plugin = registry.REGISTRIES[kind].get(name)
+    split = split or ("train-val" if getattr(plugin, "needs_validation", False) else "full-train")
     objective = plugin(plugin.Config(**{**quick(plugin), **(settings or {})}))
     config = objective.config.model_dump(mode="json")
     part = Part(name=name, revision=plugin.revision, settings=config)
     values = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 16, "milestones": (2,)}
-    taught = kind == "part" or (kind == "method" and plugin.teacher)
+    taught = kind == "part" or (plugin.teacher if kind == "method" else objective.generations())
     anchors = objective.anchors(6) if kind == "method" else ()
     spec = RunSpec(
-        data=DataSpec(dataset="corners", revision=1, split=split, val_fraction=0.2),
+        data=DataSpec(dataset="corners", revision=1, split=split, val_fraction=0.12),
         model=Part(name=student, revision=1),
         protocol=Protocol(
             epochs=epochs,

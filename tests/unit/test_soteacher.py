@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdpipe.api import Batch, DataInfo, Memory, Outputs, Progress
 from kdpipe.core.errors import ConfigError
+from kdpipe.core.registry import models
 from kdpipe.recipes.soteacher import (
     SCHEDULES,
     SoTeacher,
@@ -91,6 +92,84 @@ def test_network_is_the_sum_of_its_trainable_components() -> None:
     lipschitz_loss(model).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == {"0.weight", "1.weight", "4.weight"}
+
+
+def growth(before: Tensor, after: Tensor) -> Tensor:
+    """By how much the 1-norm of the difference of two inputs grows, for each pair: (2 x) N x ... to N."""
+    return (after[0] - after[1]).flatten(1).abs().sum(1) / (before[0] - before[1]).flatten(1).abs().sum(1)
+
+
+def one_pixel_apart(shape: tuple[int, ...], pairs: int) -> Tensor:
+    """Random pairs of inputs that differ in one number each: 2 x N x ... (some reach a linear bound)."""
+    x = torch.randn(pairs, int(np.prod(shape)), dtype=torch.float64)
+    y = x.clone()
+    y[torch.arange(pairs), torch.arange(pairs) % x.shape[1]] += torch.randn(pairs, dtype=torch.float64)
+    return torch.stack([x, y]).view(2, pairs, *shape)
+
+
+@pytest.mark.parametrize("apart", ["one pixel", "everywhere"])
+def test_constants_bound_the_change_of_a_chain(apart: str) -> None:
+    """The constant of a chain is at most the product; a ReLU has constant 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(network(), nn.ReLU(), nn.Linear(5, 4)).double()
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_var.uniform_(0.2, 2)
+            norm.running_mean.normal_()
+            if norm.affine:
+                norm.weight.normal_()
+    conv, norm, plain, _, linear = model[0]
+    unscaled = (plain.running_var + plain.eps).rsqrt().max()
+    bound = unscaled
+    for constant in (conv_lipschitz(conv), norm_lipschitz(norm), linear_lipschitz(linear)):
+        bound = bound * constant
+    bound = bound * linear_lipschitz(model[2])
+    pairs = one_pixel_apart((3, 8, 8), 500) if apart == "one pixel" else torch.randn(2, 500, 3, 8, 8).double()
+    with torch.no_grad():
+        changes = growth(pairs, torch.stack([model.eval()(x) for x in pairs]))
+    assert 0 < changes.max() <= bound
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "shufflenetv2"])
+def test_constants_bound_the_change_of_each_component(name: str) -> None:
+    """In whole networks, between what each convolution, batch norm and linear layer is given and gives."""
+    torch.manual_seed(0)
+    model = models.get(name).build(5, 3).double()
+    model(torch.randn(16, 3, 32, 32, dtype=torch.float64))  # moves the batch norms' statistics
+    constants = {nn.Conv2d: conv_lipschitz, nn.Linear: linear_lipschitz, nn.BatchNorm2d: norm_lipschitz}
+    seen = []
+
+    def check(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
+        bound = constants[type(module)](module)
+        seen.append(growth(given[0].unflatten(0, (2, -1)), gave.unflatten(0, (2, -1))).max() / bound)
+
+    for module in model.modules():
+        if type(module) in constants:
+            module.register_forward_hook(check)
+    with torch.no_grad():
+        model.eval()(torch.randn(8, 3, 32, 32, dtype=torch.float64))
+    assert len(seen) == sum(type(m) in constants for m in model.modules())
+    assert max(seen) <= 1 + 1e-12
+    assert min(seen) > 0
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape"),
+    [
+        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 9, 9)),
+        (nn.Conv2d(4, 4, 3, groups=4), (4, 6, 6)),
+        (nn.Linear(20, 3), (20,)),
+    ],
+    ids=["conv", "depthwise", "linear"],
+)
+def test_the_bound_is_reached(operator: nn.Module, shape: tuple[int, ...]) -> None:
+    """Changes of single pixels come up to the constant, and none goes beyond it."""
+    torch.manual_seed(0)
+    constant = {nn.Conv2d: conv_lipschitz, nn.Linear: linear_lipschitz}[type(operator.double())](operator)
+    pairs = one_pixel_apart(shape, int(np.prod(shape)))
+    with torch.no_grad():
+        changes = growth(pairs, torch.stack([operator(x) for x in pairs]))
+    assert changes.max().item() == pytest.approx(constant.item(), rel=1e-9)
 
 
 NO_TEACHER = Outputs(torch.empty(0))
@@ -186,6 +265,14 @@ def test_schedules(name: str, weights: list[float], epochs: int) -> None:
     assert [SCHEDULES[name](t / epochs) for t in times] == pytest.approx(weights, abs=1e-12)
     grid = [SCHEDULES[name](t / epochs) for t in range(epochs + 1)]
     assert all(a <= b for a, b in pairwise(grid))
+
+
+def test_published_weights() -> None:
+    """Section 5.1."""
+    for dataset, weight in (("cifar100", 1e-5), ("tiny_imagenet", 1e-6)):
+        row = SoTeacher.published_for(dataset, "resnet34", "*", "soteacher")
+        config = SoTeacher.Config(**(row.settings if row else {}))
+        assert (config.lambda_lr, config.lambda_cr, config.schedule) == (weight, 1, "linear")
 
 
 def test_every_schedule_of_the_settings_exists() -> None:

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from kdpipe.core.errors import KdpipeError
 from kdpipe.core.ids import canonical
 from kdpipe.core.paths import Results
+from kdpipe.core.specs import point
 from kdpipe.plan.config import check_config
 from kdpipe.plan.imported import store_of
 from kdpipe.plan.load import load_plan, study_digest
@@ -32,7 +33,9 @@ wildcard_constraints:
     imported=r"imported_[^/]+",
     part=r"part_[^/]+",
     run=r"(teacher|student|imported)_[^/]+",
-    epoch=r"\d{4}",
+    point=r"epoch-\d{4}(-float16)?",
+    choice=r"[a-z_]+-[0-9a-f]{8}",
+    checkpoint=r"(epoch-\d{4}(-float16)?|[a-z_]+-[0-9a-f]{8})",
     study=r"[^/]+",
     data=r"[^/]+",
 
@@ -67,6 +70,28 @@ def taught_by(name):
 def teacher_stamps(name):
     """What must exist before a run with a teacher trains."""
     return [f"{RESULTS}/{file}" for file in PLAN.teacher_stamps(name)]
+
+
+def kept_epochs(name):
+    """The epochs of a teacher whose weights are kept, as `kdpipe train` reads them."""
+    planned = PLAN.runs[name]
+    return ",".join([*map(str, planned.keep), *(f"{epoch}:float16" for epoch in planned.keep_half)])
+
+
+def epoch_of(point):
+    """A checkpoint's epoch as `kdpipe sample` reads it: `3`, or `3:float16`."""
+    _, epoch, *precision = point.split("-")
+    return f"{int(epoch)}:{precision[0]}" if precision else int(epoch)
+
+
+def choice_of(wildcards):
+    return PLAN.runs[wildcards.teacher].choices[wildcards.choice]
+
+
+def candidates(wildcards):
+    """The sampled checkpoints that a rule chooses among."""
+    choice, sampled = choice_of(wildcards), f"{RESULTS}/runs/{wildcards.teacher}/sampled"
+    return [f"{sampled}/{point(epoch, choice.precision)}/checkpoint.json" for epoch in choice.epochs]
 
 
 def imported_weights(wildcards):

@@ -25,12 +25,12 @@ rule evaluate_run:
 
 rule evaluate_checkpoint:
     input:
-        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/status.json",
+        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/predictions.npz",
+        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/status.json",
     output:
-        f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/metrics.json",
+        f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/metrics.json",
     log:
-        f"{RESULTS}/logs/evaluate/{{teacher}}-{{epoch}}.log",
+        f"{RESULTS}/logs/evaluate/{{teacher}}-{{checkpoint}}.log",
     conda:
         "../../environment.yml"
     threads: 1
@@ -40,6 +40,6 @@ rule evaluate_checkpoint:
     params:
         run=subpath(output[0], parent=True),
     message:
-        "evaluate epoch {wildcards.epoch} of {wildcards.teacher}"
+        "evaluate {wildcards.checkpoint} of {wildcards.teacher}"
     shell:
         "kdpipe evaluate --run {params.run:q} 2>&1 | tee {log:q}"

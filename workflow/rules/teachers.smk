@@ -24,7 +24,7 @@ rule train_teacher:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
-        keep=lambda w, input: ",".join(map(str, PLAN.runs[w.teacher].keep)),
+        keep=lambda w, input: kept_epochs(w.teacher),
         teacher=lambda w, input: taught_by(w.teacher),
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
@@ -109,11 +109,11 @@ rule sample_checkpoint:
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
     output:
-        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/checkpoint.json",
-        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{teacher}}/sampled/epoch-{{epoch}}/status.json",
+        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/checkpoint.json",
+        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/predictions.npz",
+        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/status.json",
     log:
-        f"{RESULTS}/logs/sample/{{teacher}}-{{epoch}}.log",
+        f"{RESULTS}/logs/sample/{{teacher}}-{{point}}.log",
     conda:
         "../../environment.yml"
     threads: CONFIG.threads
@@ -127,9 +127,36 @@ rule sample_checkpoint:
         data=subpath(input.data, parent=True),
         out=subpath(input.model, parent=True),
         teacher=lambda w, input: taught_by(w.teacher),
-        epoch=lambda w: int(w.epoch),
+        epoch=lambda w: epoch_of(w.point),
     message:
-        "sample epoch {params.epoch} of {wildcards.teacher}"
+        "sample {wildcards.point} of {wildcards.teacher}"
     shell:
         "kdpipe sample --run {params.run:q} --out {params.out:q} --data {params.data:q} --epoch {params.epoch}"
         " {params.teacher} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule choose_checkpoint:
+    input:
+        checkpoints=candidates,
+        last=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
+        status=f"{RESULTS}/runs/{{teacher}}/status.json",
+    output:
+        model=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/model.safetensors",
+        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/checkpoint.json",
+        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/predictions.npz",
+        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/status.json",
+    log:
+        f"{RESULTS}/logs/choose/{{teacher}}-{{choice}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        run=subpath(input.status, parent=True),
+        choice=lambda w: canonical(choice_of(w).model_dump(mode="json")),
+    message:
+        "choose {wildcards.choice} of {wildcards.teacher}"
+    shell:
+        "kdpipe choose --run {params.run:q} --choice {params.choice:q} 2>&1 | tee {log:q}"

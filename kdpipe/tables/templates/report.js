@@ -203,7 +203,8 @@ class Study {
   runRow(run) {
     const name = runNames[run.run];
     const { link, id } = data.runs[name];
-    const from = run.epoch ? `${run.row} from teacher epoch ${run.epoch}` : run.row;
+    const rule = run.rule ? ` (${run.rule})` : "";
+    const from = run.epoch ? `${run.row} from teacher epoch ${run.epoch}${rule}` : run.row + rule;
     const toggle = element("button", { type: "button", "aria-expanded": "false" }, "settings");
     const row = element(
       "tr",
