@@ -115,14 +115,36 @@ def list_(
 def show(
     name: Annotated[str, typer.Argument(help="a method, recipe, model, data set, protocol or study")],
     folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
+    pair: Annotated[
+        str | None,
+        typer.Option(metavar="TEACHER/STUDENT", help="networks for which a method's costs are shown"),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="classes for which they are shown")] = 100,
 ) -> None:
-    """Show a card: what it is, its settings with sources, its taps, its paper.
+    """Show a card: what it is, its settings with sources, its taps, its paper, what it costs.
 
-    Example: kdpipe show dkd
+    Example: kdpipe show fitnet --pair wrn_40_2/wrn_16_2
     """
     from kdpipe.plan.cards import card
 
-    print(card(name, folder))
+    print(card(name, folder, pair, classes))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method")],
+    name: Annotated[str, typer.Argument(help="its name: small letters, digits and _")],
+    folder: Annotated[
+        Path | None, typer.Option(help="a plug-in folder of your own, instead of kdpipe itself")
+    ] = None,
+) -> None:
+    """Write a new plug-in that works at once, to be changed.
+
+    Example: kdpipe new method my_method --folder mine
+    """
+    from kdpipe.plan.new import new as write_new
+
+    print(write_new(kind, name, folder))
 
 
 @app.command()
