@@ -16,7 +16,7 @@ from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.plan.config import names, read_protocol, read_study
 from kdpipe.plan.datasets import all_datasets
 
-KINDS = ("methods", "recipes", "models", "datasets", "protocols", "studies")
+KINDS = ("methods", "recipes", "parts", "models", "datasets", "protocols", "studies")
 
 
 def card(name: str, folder: Path) -> str:
