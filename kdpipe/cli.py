@@ -279,6 +279,9 @@ def train(
     ] = [],  # noqa: B006 (typer reads the default once)
     part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
     keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20")] = "",
+    gradients: Annotated[
+        int, typer.Option(help="compare the loss terms' gradients every so many epochs")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
@@ -295,7 +298,7 @@ def train(
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
-        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part).train()
+        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, gradients).train()
 
 
 @app.command()
@@ -338,6 +341,23 @@ def sample(
     watchers = [Lines(planned)]
     stop = _stop_on_signal()
     sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, stop, teacher)
+
+
+@app.command()
+def features(
+    run: Annotated[str, typer.Option(help="the run as JSON")],
+    weights: Annotated[Path, typer.Option(help="its weights, or those of one of its epochs")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Store a network's features, for the measures that need them."""
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.features import save_features
+    from kdpipe.engine.prepare import load
+
+    save_features(out, Run.model_validate_json(run), weights, load(data), _machine(device, threads))
 
 
 @app.command()

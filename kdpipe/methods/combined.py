@@ -30,7 +30,6 @@ from kdpipe.core.registry import methods
 ALONE = (
     "backward",
     "inputs",
-    "first_stage",
     "peers",
     "anchors",
     "per_sample",

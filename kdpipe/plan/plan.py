@@ -70,6 +70,8 @@ class PlannedRun:
         keep: epochs whose weights are kept for sampling.
         studies: studies that want it.
         part: name of the folder of what was trained on top of its teacher, or None.
+        features: whether a study wants measures of its features.
+        gradients: every how many epochs a study wants the loss terms' gradients compared; 0 is never.
     """
 
     run: Run
@@ -78,6 +80,8 @@ class PlannedRun:
     keep: tuple[int, ...] = ()
     studies: tuple[str, ...] = ()
     part: str | None = None
+    features: bool = False
+    gradients: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Plan:
 
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
+
+    def place(self, run: str, epoch: int | None = None) -> str:
+        """The folder of a run, or of its checkpoint sampled at `epoch`, within the results folder."""
+        return place(run, epoch)
 
     def teacher_place(self, student: str) -> str | None:
         """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""
@@ -150,6 +158,8 @@ class Plan:
                     "keep": list(p.keep),
                     "studies": list(p.studies),
                     "part": p.part,
+                    "features": p.features,
+                    "gradients": p.gradients,
                 }
                 for name, p in self.runs.items()
             },
@@ -174,6 +184,8 @@ class Plan:
                 keep=tuple(p["keep"]),
                 studies=tuple(p["studies"]),
                 part=p["part"],
+                features=p["features"],
+                gradients=p["gradients"],
             )
             for name, p in data["runs"].items()
         }
