@@ -87,7 +87,7 @@ def _config(file: Path, override: list[str]) -> Config:
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, recipes, models, datasets, protocols or studies")
+        str, typer.Argument(help="methods, recipes, parts, models, datasets, protocols or studies")
     ] = "all",
     folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
@@ -214,9 +214,9 @@ def import_teacher(
     Example: kdpipe import-teacher ckpt_epoch_240.pth --model resnet32x4 --dataset cifar100
     """
     from kdpipe.core import registry
-    from kdpipe.core.files import read_json, sha256
+    from kdpipe.core.files import read_json
     from kdpipe.core.paths import Results
-    from kdpipe.engine.importing import import_checkpoint
+    from kdpipe.engine.importing import identity, import_checkpoint
     from kdpipe.engine.prepare import load
     from kdpipe.evaluation.evaluate import evaluate as evaluate_run
     from kdpipe.plan.datasets import find_dataset
@@ -231,7 +231,7 @@ def import_teacher(
             f"{dataset} is not prepared, and how many classes it has is counted when it is",
             fix=f"kdpipe prepare {dataset} --out {root.data(data.folder)}",
         )
-    file_hash = sha256(file) if file.is_file() else ""
+    file_hash = identity(file)
     store = root.imported(dataset, model, file_hash)
     import_checkpoint(
         file, spec, dataset, classes, data.shape[0], store, file_hash=file_hash, part=part, label=label
@@ -301,6 +301,9 @@ def train(
     ] = [],  # noqa: B006 (typer reads the default once)
     part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
     keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20")] = "",
+    gradients: Annotated[
+        int, typer.Option(help="compare the loss terms' gradients every so many epochs")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
@@ -317,7 +320,7 @@ def train(
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
-        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part).train()
+        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, gradients).train()
 
 
 @app.command()
@@ -344,6 +347,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="the teacher's folder")],
     data: Annotated[Path, typer.Option(help="the prepared data set")],
     epoch: Annotated[int, typer.Option(help="which epoch, counted from 1")],
+    teacher: Annotated[list[Path], typer.Option(help="weights of the teacher's own teacher")] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
 ) -> None:
@@ -357,7 +361,25 @@ def sample(
     planned = Run.model_validate_json(run)
     chosen = _machine(device, threads)
     watchers = [Lines(planned)]
-    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, _stop_on_signal())
+    stop = _stop_on_signal()
+    sample_checkpoint(planned, RunPaths(out), load(data), epoch, chosen, watchers, stop, teacher)
+
+
+@app.command()
+def features(
+    run: Annotated[str, typer.Option(help="the run as JSON")],
+    weights: Annotated[Path, typer.Option(help="its weights, or those of one of its epochs")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Store a network's features, for the measures that need them."""
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.features import save_features
+    from kdpipe.engine.prepare import load
+
+    save_features(out, Run.model_validate_json(run), weights, load(data), _machine(device, threads))
 
 
 @app.command()
@@ -392,7 +414,11 @@ def table(
     resolved, root, _ = _planned(config, override, plan_file, results)
     if study not in resolved.studies:
         raise UnknownNameError.of("study", study, resolved.studies)
-    (terminal_table if show else render)(resolved.studies[study], resolved, root)
+    if show:
+        terminal_table(resolved.studies[study], resolved, root)
+    else:
+        render(resolved.studies[study], resolved, root)
+        print(root.study(study))
 
 
 @app.command()

@@ -13,6 +13,7 @@ MADE = "<!-- Made by `make docs`; do not edit. -->"
 KINDS = {
     "methods": "Methods: ways to distil a student",
     "recipes": "Recipes: ways to train a teacher",
+    "parts": "Parts: what some methods train on top of a teacher",
     "models": "Models",
     "datasets": "Data sets",
     "protocols": "Protocols: optimiser, schedule, batches, augmentation",

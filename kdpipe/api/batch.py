@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -58,14 +58,19 @@ class Batch:
         images: B x C x H x W float, augmented and normalised.
         labels: B, int64.
         index: B, int64: positions within the run's training subset, the same in every epoch.
-        second: the same samples augmented a second time, independently; None unless the objective
-            asks for it (`second_view`).
+        views: the same samples augmented again, independently, once for each of `Objective.views`.
+        targets: B x C, what is learnt instead of the labels where a recipe has mixed them, else None.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
-    second: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+    targets: Tensor | None = None
+
+
+HeldOut = Callable[[], tuple[Tensor, Tensor]]
+"""Measures logits (N x C, float32) and gives labels (N) of the validation images, on the CPU."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class Tap:
             `vector` (pooled features).
         side: read the module's `output`, or its `input`.
         stride_64: stride for images of 64 pixels and more, for networks that then pool once more.
-        norm: dotted path of the last batch norm in front of this tap (for taps before a ReLU).
+        norm: dotted path of the last batch norm in front of this tap, one channel of it for each of the
+            tap's (for taps before a ReLU); what it gives may be a summand of the tap.
     """
 
     module: str
@@ -46,8 +47,10 @@ class ModelSpec:
     """A network by name.
 
     Every model has the tap `embed` (what the classifier reads, B x D), and every convolutional one
-    `stage1`, `stage2`, ... (the last map of each stage, B x C x H x W, in order); `stageN.pre` is the
-    same map before its last ReLU, where there is one.
+    `stage1`, `stage2`, ... (the last map of each stage, B x C x H x W, in order). `stageN.pre` has the
+    same shape and holds negative responses too: what the ReLU that ends the stage reads; where a batch norm
+    comes between the stage and its ReLU (wide resnets), that norm's output; where no ReLU follows at all
+    (linear bottlenecks), `stageN` itself.
 
     Attributes:
         name: registry name, as the field writes it (`resnet8x4`, `wrn_16_2`).

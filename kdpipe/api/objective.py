@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdpipe.api.batch import Batch, DataInfo, Norms, Outputs, Progress, Shapes, Trainable, Wish
+from kdpipe.api.batch import Batch, DataInfo, HeldOut, Norms, Outputs, Progress, Shapes, Trainable, Wish
+from kdpipe.api.memory import Memory
 from kdpipe.api.model import ModelSpec
 from kdpipe.api.settings import Paper, Published, Settings
 from kdpipe.core.errors import PluginError
@@ -33,15 +34,17 @@ class Objective(nn.Module):
         revision: bump when the same settings give other numbers.
         Config: its settings, a frozen `Settings` class.
         published: settings that the literature gives for some pairs.
-        second_view: None, or what makes the second view that batches shall carry: the protocol's
-            augmentation drawn anew, then these steps (often none).
+        views: what makes the further views that batches shall carry: for each, the protocol's augmentation
+            drawn anew, then these steps (often none).
+        memory: what `per_sample` asked for, by name.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[Paper]
     revision: ClassVar[int] = 1
     published: ClassVar[tuple[Published, ...]] = ()
-    second_view: ClassVar[tuple[Augmentation, ...] | None] = None
+    views: ClassVar[tuple[tuple[Augmentation, ...], ...]] = ()
+    memory: dict[str, Memory]
 
     class Config(Settings):
         """No settings."""
@@ -51,6 +54,7 @@ class Objective(nn.Module):
     def __init__(self, config: Settings | None = None) -> None:
         super().__init__()
         self.config = self.Config() if config is None else config
+        self.memory = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -80,6 +84,17 @@ class Objective(nn.Module):
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The images of each forward pass of the networks; those after the first fill `Outputs.more`."""
         return (batch.images,)
+
+    def peers(self) -> int:
+        """How many untrained copies of the network are trained beside it.
+
+        Their outputs are `t` (the first) and `t.more` (the others), with gradient.
+        """
+        return 0
+
+    def per_sample(self, data: DataInfo) -> dict[str, tuple[int, ...]]:
+        """What is remembered of each training sample: name -> shape; see `Memory`."""
+        return {}
 
     def backward(self, terms: dict[str, Tensor], parameters: Trainable) -> None:
         """Fill `.grad` of every parameter from the loss terms; by default of their sum."""
@@ -121,13 +136,6 @@ class Method(Objective):
     def part(self) -> TeacherPart | None:
         """What must be trained on top of the teacher beforehand; its taps are then the teacher's."""
         return None
-
-    def peers(self) -> int:
-        """How many untrained copies of the student's network are trained beside it.
-
-        Their outputs are `t` (the first) and `t.more` (the others), with gradient.
-        """
-        return 0
 
     def anchors(self, epochs: int) -> tuple[int, ...]:
         """Epochs of a teacher's training (of `epochs`) whose checkpoints teach; none means the last only."""
@@ -192,21 +200,59 @@ class TeacherPart(Objective):
 
 
 class Recipe(Objective):
-    """A way to train a teacher."""
+    """A way to train a teacher.
+
+    Attributes:
+        needs_validation: it reads held-out images, so the study must hold some out.
+        recalibrate: the batch norms' statistics are measured anew, over one epoch, when `finish` is done.
+    """
+
+    needs_validation: ClassVar[bool] = False
+    recalibrate: ClassVar[bool] = False
+
+    def generations(self) -> int:
+        """How many teachers are trained one after the other before this one, each taught by the last."""
+        return 0
+
+    def folds(self) -> int:
+        """How many parts the training set has, of which network i never learns the i-th; 0 is none.
+
+        Such a recipe has one peer less than folds. A student learns each sample from the network that did
+        not (`kdpipe.nn.folds`).
+        """
+        return 0
 
     def build(self, model: nn.Module, shapes: Shapes, data: DataInfo) -> None:
-        """Make what the recipe needs; per-sample state goes into buffers."""
+        """Make what the recipe needs."""
 
-    def loss(self, model: nn.Module, s: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+    def transform(self, batch: Batch, at: Progress) -> Batch:
+        """The batch as it is trained on (mixed, say)."""
+        return batch
+
+    def loss(self, model: nn.Module, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """The loss terms of a step, by name.
 
         Args:
             model: the network in training, for terms that read its weights.
             s: its outputs.
+            t: the outputs of its own teacher (`generations`) or its peers; empty logits without either.
             batch: the batch it saw.
             at: where the training stands.
         """
         raise NotImplementedError
+
+    def after_epoch(self, model: nn.Module, held_out: HeldOut | None, at: Progress) -> bool:
+        """Look at the network after an epoch; True ends the training here.
+
+        Args:
+            model: the network.
+            held_out: measures the validation images, where the study holds any out.
+            at: the epoch that has ended.
+        """
+        return False
+
+    def finish(self, model: nn.Module, held_out: HeldOut | None) -> None:
+        """Change the trained network's weights, in place, into those that are kept."""
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

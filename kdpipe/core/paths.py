@@ -32,8 +32,20 @@ class RunPaths:
 
     @property
     def predictions(self) -> Path:
-        """`test_logits` (N x C), `test_labels`, `test_index` (rows of the prepared arrays); `val_...` too."""
+        """`test_logits` (N x C), `test_labels`, `test_index` (rows of the prepared arrays); `val_...` too.
+
+        `test_reference` (N x C) where the images' true label distributions are known.
+        """
         return self.root / "predictions.npz"
+
+    @property
+    def features(self) -> Path:
+        """What the last layer sees of plain images, where a study asks for it, and that layer.
+
+        `train_...` and `test_...`: `features` (N x D, float32), `logits`, `labels`, `index`; `weight` (C x D)
+        and `bias` (C).
+        """
+        return self.root / "features.npz"
 
     @property
     def status(self) -> Path:

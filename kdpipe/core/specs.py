@@ -91,14 +91,16 @@ class TeacherRef(Frozen):
         epoch: which of its epochs teaches; None is the last.
         anchors: the epochs that teach one after the other, for a method that follows its training.
         part: id of the run that trained what the method needs on top of it.
+        folds: how many networks it consists of, each teaching the part of the data that it did not learn.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds"})
 
     run: str
     epoch: int | None = None
     anchors: tuple[int, ...] = ()
     part: str | None = None
+    folds: int = 0
 
 
 class RunSpec(Frozen):
@@ -111,7 +113,7 @@ class RunSpec(Frozen):
         protocol: how it is trained.
         recipe, method, part: the objective, one of the three: a teacher's, a student's, or that of what
             is trained on top of a teacher.
-        teacher: of a student or a part.
+        teacher: of a student, a part, or a teacher that was itself taught.
         seed: of everything random.
     """
 

@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.api import Split
+from kdpipe.api import DatasetSpec, Paper, Split
 from kdpipe.core.errors import DataError
 
 ROWS = 1000  # rows decoded at a time: a few megabytes
+CIFAR_LICENCE = "none stated; the author asks for a citation"
+CIFAR_PAPER = Paper(
+    title="Learning multiple layers of features from tiny images",
+    authors="Krizhevsky",
+    venue="Technical report, University of Toronto",
+    year=2009,
+    url="https://www.cs.toronto.edu/~kriz/cifar.html",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,11 @@ class Pixels:
             raise DataError("an image cannot be decoded", where=where, fix="get the file again") from error
         if image.size != wanted:
             size = f"{image.size[0]} x {image.size[1]}"
-            raise DataError(f"an image is {size} pixels, not {self.side} x {self.side}", where=where)
+            raise DataError(
+                f"an image is {size} pixels, not {self.side} x {self.side}",
+                where=where,
+                fix="use images of that size; a data set described in YAML may say 'resize: true'",
+            )
         return np.asarray(image).reshape(self.shape)
 
 
@@ -91,6 +103,25 @@ class Cifar:
         return (
             "*train*.parquet and *test*.parquet as the Hugging Face hub serves them, "
             f"or the folder {self.pickles}/ of the Python version"
+        )
+
+    def spec(
+        self, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], stats_source: str
+    ) -> DatasetSpec:
+        """The whole data set: 50,000 + 10,000 colour images of 32 pixels."""
+        return DatasetSpec(
+            name=self.name,
+            num_classes=num_classes,
+            shape=(3, 32, 32),
+            sizes={"train": 50_000, "test": 10_000},
+            read=self.read,
+            mean=mean,
+            std=std,
+            stats_source=stats_source,
+            licence=CIFAR_LICENCE,
+            paper=CIFAR_PAPER,
+            layout=self.layout,
+            download=self.download,
         )
 
     def read(self, folder: Path | None) -> dict[str, Split]:
@@ -180,10 +211,20 @@ def arriving(place: Path, name: str) -> Iterator[Path]:
 
 
 def parquet_files(folder: Path, train: str = "train", test: str = "test") -> dict[str, list[Path]] | None:
-    """The parquet files of both splits by the word in their names, or None when one has none."""
+    """The parquet files of both splits by the word in their names, or None when one has none.
+
+    Raises:
+        DataError: a file has both words in its name, and would be trained and tested on.
+    """
     files = {
         split: sorted(folder.glob(f"*{word}*.parquet")) for split, word in (("train", train), ("test", test))
     }
+    if both := sorted({*files["train"]} & {*files["test"]}):
+        raise DataError(
+            f"a file has both '{train}' and '{test}' in its name",
+            where=str(both[0]),
+            fix="give the splits words that tell their files apart",
+        )
     return files if all(files.values()) else None
 
 

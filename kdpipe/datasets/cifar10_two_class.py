@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kdpipe.api import DatasetSpec, Paper, Split
-from kdpipe.datasets._formats import Cifar
+from kdpipe.datasets._formats import CIFAR_LICENCE, Cifar
 
 CLASSES = ("airplane", "automobile")
 FILES = Cifar("cifar10_two_class", label="label", pickles="cifar-10-batches-py", reader="CIFAR10")
@@ -53,11 +53,11 @@ CIFAR10_TWO_CLASS = DatasetSpec(
     read=read,
     preprocessing="unit-norm",
     targets=(1.0, -1.0),
-    licence="none stated; the author asks for a citation",
+    licence=CIFAR_LICENCE,
     paper=Paper(
         title="On the unreasonable effectiveness of knowledge distillation: analysis in the kernel regime",
         authors="Rahbar, Panahi, Bhattacharyya, Dubhashi, Haghir Chehreghani",
-        venue="arXiv 2003.13438",
+        venue="arXiv",
         year=2020,
         url="https://arxiv.org/abs/2003.13438",
     ),

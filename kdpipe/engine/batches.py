@@ -22,7 +22,7 @@ Preprocess = Callable[[Tensor], Tensor]
 """uint8 images (B x H x W x C) to what a network is given (B x C x H x W, channels-last in memory)."""
 
 AUGMENTATION = "augmentation"  # stream of the first view
-SECOND = "second view"  # stream of the other, independent one
+FURTHER = "view"  # start of the streams' names of the other, independent ones
 
 
 class Normalise:
@@ -69,8 +69,8 @@ class Batches:
         protocol: batch size and augmentation.
         seed: the run's seed.
         device: where the batches shall be.
-        second: None, or further steps of a second view that each batch carries: augmented like the
-            first, independently, then by these.
+        further: for each further view that a batch carries, steps that follow the protocol's own
+            augmentation, which is drawn anew for it.
         workers: processes that decode images which lie on disk; None is one per thread of torch.
     """
 
@@ -81,7 +81,7 @@ class Batches:
         protocol: Protocol,
         seed: int,
         device: torch.device,
-        second: Sequence[Augmentation] | None = None,
+        further: Sequence[Sequence[Augmentation]] = (),
         workers: int | None = None,
     ) -> None:
         self.labels = torch.tensor(split.labels).to(device)
@@ -89,8 +89,8 @@ class Batches:
         self.normalise, self.seed, self.device = normalise, seed, device
         self.size = protocol.batch_size
         self.pipelines = {AUGMENTATION: Pipeline(protocol.augmentation)}
-        if second is not None:
-            self.pipelines[SECOND] = Pipeline((*protocol.augmentation, *second))
+        for number, steps in enumerate(further, 2):
+            self.pipelines[f"{FURTHER} {number}"] = Pipeline((*protocol.augmentation, *steps))
         self.workers = torch.get_num_threads() if workers is None else workers
 
     @property
@@ -114,8 +114,8 @@ class Batches:
         views = [self._views(stream, epoch, parts) for stream in self.pipelines]
         for part, *images in zip(parts, *views, strict=True):
             index = part.to(self.device)
-            first, *second = (self.normalise(x) for x in images)
-            yield Batch(first, self.labels[index], index, *second)
+            first, *further = (self.normalise(x) for x in images)
+            yield Batch(first, self.labels[index], index, tuple(further))
 
     def _views(self, stream: str, epoch: int, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Augmented uint8 images of each part, on the device."""

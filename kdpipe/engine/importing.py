@@ -10,6 +10,8 @@ from __future__ import annotations
 import pickle
 import re
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,11 +45,14 @@ SETTINGS = (  # what checkpoints hold beside tensors; nothing of it is needed
     "argparse.Namespace",
     "_codecs.encode",
     "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{made}" for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
 )
 SHOWN = 3  # keys named in a message
 OTHER_MODEL = "name its network with --model"
+GET_AGAIN = "get it again; what torch.save writes can be read, and .safetensors"
 
 
 class Inert:
@@ -123,6 +128,12 @@ def import_checkpoint(
     """
     known = stored(store)
     if known:
+        if part is not None and part not in known["part"].split("."):
+            raise CheckpointError(
+                f"a file is one teacher, and of this one the part '{known['part'].rstrip('.')}' was imported",
+                where=str(store.root),
+                fix=f"save the part '{part}' to a file of its own and import that",
+            )
         return known
     model = spec.build(num_classes, in_channels)
     container, state = unwrap(read_checkpoint(file), file)
@@ -203,25 +214,45 @@ def adopt(run: Run, paths: RunPaths, prepared: Prepared, weights: Path, device: 
     write_json(paths.status, {"status": "finished", "epoch": 0, "reason": ""})
 
 
+def identity(file: Path) -> str:
+    """SHA-256 of a checkpoint file.
+
+    Raises:
+        CheckpointError: it is missing, empty, a folder, or may not be read.
+    """
+    reason, fix = "the file is empty", GET_AGAIN
+    try:
+        hashed = sha256(file)
+        if file.stat().st_size:
+            return hashed
+    except FileNotFoundError:
+        reason, fix = "there is no such file", "name a checkpoint file"
+    except IsADirectoryError:
+        reason, fix = "it is a folder", "name a checkpoint file in it"
+    except OSError as error:
+        reason, fix = f"the file cannot be read: {error.strerror}", "name a file that you may read"
+    raise CheckpointError(reason, where=str(file), fix=fix)
+
+
 def read_checkpoint(file: Path) -> Any:
     """What a checkpoint file holds; code in it is never run.
 
     Tensors, numbers, texts and plain containers are read. The settings that some projects pickle beside
-    them (`argparse.Namespace`, NumPy numbers) are replaced by inert objects. Anything else is refused.
+    them (`argparse.Namespace`, paths, what NumPy makes) are replaced by inert objects. Anything else is
+    refused.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or asks for anything else.
+        CheckpointError: the file is damaged, no checkpoint, or asks for anything else.
     """
-    if not file.is_file():
-        raise CheckpointError("there is no such file", where=str(file), fix="name a checkpoint file")
-    if file.suffix == ".safetensors":
+    if _is_safetensors(file):
         try:
             return load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(file, error) from None
+        except (SafetensorError, OSError):
+            raise _damaged(file) from None
     stand_ins: list[Any] = [(Inert, name) for name in SETTINGS]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles that torch.save did not write
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -231,7 +262,13 @@ def read_checkpoint(file: Path) -> Any:
                 where=str(file),
                 fix="if you trust it, save its state dict alone (tensors by name) and import that",
             ) from None
-        raise _damaged(file, error) from None
+        raise _damaged(file) from None
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file is meant as safetensors: by its name, or by the JSON after the 8 bytes of a length."""
+    with file.open("rb") as opened:
+        return file.suffix == ".safetensors" or opened.read(9)[8:] == b"{"
 
 
 def unwrap(content: Any, file: Path) -> tuple[str, State]:
@@ -280,7 +317,11 @@ def choose(state: State, model: nn.Module, spec: ModelSpec, part: str | None, wh
         found = {name: f for name, f in found.items() if part in name.split(".")}
         if not found:
             have = ", ".join(name.rstrip(".") for name, _ in parts(state) if name) or "none"
-            raise CheckpointError(f"the file has no part '{part}'; its parts: {have}", where=where)
+            raise CheckpointError(
+                f"the file has no part '{part}'; its parts: {have}",
+                where=where,
+                fix="name another with --part, or leave it out",
+            )
     fits = [f for f in found.values() if not f.wrong]
     if len(fits) > 1:
         names = " and ".join(f"'{f.part.rstrip('.')}'" for f in fits)
@@ -311,6 +352,7 @@ def fit(part: str, tensors: State, model: nn.Module, spec: ModelSpec) -> Fit:
     """
     own = model.state_dict()
     names = {key: _translated(key, tensors, own, spec.classifier) for key in tensors}
+    claims = Counter(names.values())  # two heads of the file may both be called the network's one
     state = {names[key]: value for key, value in tensors.items()}
     state |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in state}
     return Fit(
@@ -318,7 +360,7 @@ def fit(part: str, tensors: State, model: nn.Module, spec: ModelSpec) -> Fit:
         state,
         {old: new for old, new in names.items() if old != new},
         lacks=tuple(k for k in own if k not in state),
-        extra=tuple(k for k in tensors if names[k] not in own),
+        extra=tuple(k for k in tensors if names[k] not in own or claims[names[k]] > 1),
         shapes={
             k: (tuple(state[k].shape), tuple(v.shape))
             for k, v in own.items()
@@ -356,16 +398,15 @@ def _another(nearest: Fit, spec: ModelSpec, where: str) -> CheckpointError:
         fix = "name the data set that it was trained on with --dataset"
     else:
         told = [f"{k} is {_shape(a)} instead of {_shape(b)}" for k, (a, b) in nearest.shapes.items()]
-        what, fix = f"its shapes are not those of {spec.name}: {_some(told)}", OTHER_MODEL
+        what = f"its shapes are not those of {spec.name}: {_some(told)}"
+        fix = f"{OTHER_MODEL}, and with --dataset what it was trained on"
     part = f" (part '{nearest.part.rstrip('.')}')" if nearest.part else ""
     return CheckpointError(f"the checkpoint is another network{part}: {what}", where=where, fix=fix)
 
 
-def _damaged(file: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return CheckpointError(
-        f"the file is truncated or no checkpoint: {reason}", where=str(file), fix="get it again"
-    )
+def _damaged(file: Path) -> CheckpointError:
+    """The error for a file that cannot be read; what PyTorch says of one is advice to run the code in it."""
+    return CheckpointError("the file is truncated or no checkpoint", where=str(file), fix=GET_AGAIN)
 
 
 def _some(names: Any) -> str:

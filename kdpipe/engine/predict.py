@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kdpipe.api import ImageFiles
+from kdpipe.api import HeldOut, ImageFiles
 from kdpipe.core.files import atomic
 from kdpipe.core.specs import Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
@@ -41,9 +41,10 @@ def predict(
 
 
 class Scores:
-    """The accuracy curve of a training: measured after each epoch, told to its history, used by nothing.
+    """The accuracy curve of a training: measured after each epoch and told to its history.
 
-    The training loop holds no images or labels but the training ones; these numbers only pass through it.
+    The training loop holds no images or labels but the training ones. Test accuracy only passes through it
+    and is used by nothing; a recipe may look at validation images (`held_out`).
 
     Args:
         prepared: the data set.
@@ -62,8 +63,18 @@ class Scores:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """`val_top1` or `test_top1`, in percent."""
-        logits = predict(model, self._split.images, self._normalise, self._protocol, self._device)
-        return {f"{self._name}_top1": float(100 * np.mean(logits.argmax(1) == self._split.labels))}
+        return {
+            f"{self._name}_top1": float(100 * np.mean(self._logits(model).argmax(1) == self._split.labels))
+        }
+
+    def held_out(self, model: nn.Module) -> HeldOut | None:
+        """What measures the validation images, for a recipe; None where there are none."""
+        if self._name != "val":
+            return None
+        return lambda: (torch.from_numpy(self._logits(model)), torch.tensor(self._split.labels))
+
+    def _logits(self, model: nn.Module) -> NDArray[np.float32]:
+        return predict(model, self._split.images, self._normalise, self._protocol, self._device)
 
 
 def save_predictions(

@@ -86,6 +86,11 @@ def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
     classes = spec.num_classes or _count_classes(splits)
     for name in SPLITS:
         _check_split(spec, classes, name, splits[name])
+    if len(found := np.unique(splits["train"].labels)) < (spec.num_classes or 0):
+        raise DataError(
+            f"{spec.name} has {spec.num_classes} classes, but the train split has images of {len(found)}",
+            fix=f"use the complete data set: {spec.layout}",
+        )
     mean, std, stats_source = _statistics(spec, splits["train"].images)
     with _folder(out) as folder:
         for name in SPLITS:

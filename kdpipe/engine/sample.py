@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,7 @@ def sample(
     device: torch.device,
     observers: Sequence[Observer] = (),
     stop: Stop | None = None,
+    teachers: Sequence[Path] = (),
 ) -> None:
     """Check a finished teacher's weights at `epoch` and store their predictions.
 
@@ -42,6 +44,7 @@ def sample(
         device: where to predict (and replay).
         observers: who is told how a replay goes.
         stop: asks a replay for a clean stop.
+        teachers: weights of its own teacher, for one that was taught.
     """
     status = read_json(paths.status)
     collapsed = status["status"] == "collapsed" and status["epoch"] <= epoch
@@ -53,7 +56,7 @@ def sample(
             weights.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths.model, weights)
         else:
-            _replay(run, paths, prepared, epoch, device, observers, stop or Stop())
+            _replay(run, paths, prepared, epoch, device, observers, stop or Stop(), teachers)
 
     spec = registry.models.get(run.spec.model.name)
     model = spec.build(prepared.num_classes, prepared.shape[0])
@@ -79,9 +82,10 @@ def _replay(
     device: torch.device,
     observers: Sequence[Observer],
     stop: Stop,
+    teachers: Sequence[Path],
 ) -> None:
     scratch = RunPaths(paths.root / "state" / "replay")
-    trainer = Trainer(run, scratch, prepared, (), device, (), observers, stop)
+    trainer = Trainer(run, scratch, prepared, teachers, device, (), observers, stop)
     trainer.train(until=epoch)
     paths.checkpoint(epoch).parent.mkdir(parents=True, exist_ok=True)
     scratch.checkpoint(epoch).replace(paths.checkpoint(epoch))

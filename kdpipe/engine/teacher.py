@@ -12,17 +12,19 @@ from kdpipe.api import DataInfo, ModelSpec, Outputs, TeacherPart, Wish
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.weights import load_weights
 from kdpipe.nn.fold import fold_batch_norm
+from kdpipe.nn.folds import folds
 from kdpipe.nn.taps import catch, expand, extended, extended_shapes, norms, shapes, through, transformed
 
 
 class Teacher:
     """A teacher that nothing can train: in eval mode, its batch norms folded, run under inference mode.
 
-    Where the wish says `batch_statistics`, its batch norms are kept and use those of the batch.
+    Where the wish says `batch_statistics`, its batch norms are kept and use those of the batch. It may
+    consist of several networks, of which each teaches the samples of its own fold.
 
     Args:
         spec: its network.
-        weights: its weights.
+        weights: its weights; several files for the networks of as many folds.
         prepared: the data set.
         wish: taps to read beside the logits, and how.
         device: where it runs.
@@ -39,7 +41,7 @@ class Teacher:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: Path,
+        weights: Sequence[Path],
         prepared: Prepared,
         wish: Wish,
         device: torch.device,
@@ -47,21 +49,20 @@ class Teacher:
         part: tuple[TeacherPart, Path] | None,
         data: DataInfo,
     ) -> None:
-        model = spec.build(prepared.num_classes, prepared.shape[0])
-        load_weights(model, weights)
         taps = expand(spec, (*wish.teacher, *(part[0].taps().teacher if part else ())))
-        self.norms = norms(model, spec, taps)
-        self.finite = all(bool(torch.isfinite(p).all()) for p in model.state_dict().values())
-        if wish.batch_statistics:
-            for module in model.eval().modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.track_running_stats, module.running_mean, module.running_var = False, None, None
-        else:
-            model = fold_batch_norm(model.eval())
-        self.model = model.requires_grad_(False).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._catch = catch(self.model, spec, taps)
+        self.models = nn.ModuleList().eval()
+        for number, file in enumerate(weights):
+            model = spec.build(prepared.num_classes, prepared.shape[0])
+            load_weights(model, file)
+            if not number:
+                self.norms = norms(model, spec, taps)
+            self.models.append(_frozen(model, wish.batch_statistics))
+        self.finite = all(bool(torch.isfinite(p).all()) for p in self.models.state_dict().values())
+        self.models.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._catch = [catch(model, spec, taps) for model in self.models]
+        self._fold = folds(data.labels, len(weights)).to(device) if len(weights) > 1 else None
         self._autocast = autocast
-        self.shapes = shapes(self.model, spec, taps, prepared.shape)
+        self.shapes = shapes(self.models[0], spec, taps, prepared.shape)
         self._part = None
         if part is not None:
             self._part, file = part
@@ -71,11 +72,39 @@ class Teacher:
             self.shapes = extended_shapes(self._part, self.shapes)
             self._part.to(device)
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
-        """Its outputs for each input, as ordinary float32 tensors without gradient."""
+    def __call__(self, inputs: Sequence[Tensor], index: Tensor) -> Outputs:
+        """Its outputs for each input, as ordinary float32 tensors without gradient.
+
+        Args:
+            inputs: images of each pass; a multiple of the batch holds it several times over.
+            index: B, which samples they show.
+        """
         with torch.inference_mode(), self._autocast():
-            out = through(self._catch, inputs)
+            out = through(lambda images: self._pass(images, index), inputs)
             if self._part is not None:
                 out = extended(self._part, out)
         # clones, because autograd refuses to save tensors made under inference mode
         return transformed(out, lambda x: x.float().clone())
+
+    def _pass(self, images: Tensor, index: Tensor) -> Outputs:
+        if self._fold is None:
+            return self._catch[0](images)
+        owner = self._fold[index].repeat(len(images) // len(index))
+        own = [(owner == number).nonzero().flatten() for number in range(len(self._catch))]
+        parts = [network(images[mine]) for network, mine in zip(self._catch, own, strict=True) if len(mine)]
+        back = torch.cat(own).argsort()
+        return Outputs(
+            torch.cat([p.logits for p in parts])[back],
+            {name: torch.cat([p.taps[name] for p in parts])[back] for name in parts[0].taps},
+        )
+
+
+def _frozen(model: nn.Module, batch_statistics: bool) -> nn.Module:
+    """The network as a teacher runs it."""
+    model = model.eval()
+    if not batch_statistics:
+        return fold_batch_norm(model).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    return model.requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,19 @@ from kdpipe.core.files import sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
 from kdpipe.engine.batches import Batches, preprocessing
+from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
 from kdpipe.engine.predict import Scores, autocast, predict, save_predictions
 from kdpipe.engine.prepare import Prepared, select
+from kdpipe.engine.profile import Profile
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import load_weights, save_weights
 from kdpipe.nn.cost import cost
+from kdpipe.nn.gradients import compared
 from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
 
 GAP_SAMPLES = 1000  # training images on which the distance to each anchor is measured
@@ -64,12 +67,14 @@ class Trainer:
         paths: where its files go.
         prepared: the data set.
         teachers: weights of the teacher, for an objective that has one; of each of its anchors, in order,
-            for a method that follows the teacher's training.
+            for a method that follows the teacher's training; of each of its networks, for one of folds.
         device: where to train.
         keep: epochs whose weights are kept.
         observers: who is told how it goes.
         stop: asks for a clean stop.
         part: weights of what was trained on top of the teacher, for a method that needs it.
+        gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
+            no number of the training.
     """
 
     run: Run
@@ -81,6 +86,7 @@ class Trainer:
     observers: Sequence[Observer] = ()
     stop: Stop = field(default_factory=Stop)
     part: Path | None = None
+    gradients: int = 0
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -90,9 +96,7 @@ class Trainer:
         self.data = DataInfo(self.prepared.num_classes, torch.tensor(train.labels))
         objective = registry.REGISTRIES[spec.kind].get(spec.objective.name)
         self.objective: Objective = objective(objective.Config(**spec.objective.settings))
-        self.batches = Batches(
-            train, self.normalise, protocol, spec.seed, self.device, second=self.objective.second_view
-        )
+        self.batches = Batches(train, self.normalise, protocol, spec.seed, self.device, self.objective.views)
         self.anchor = 0
         self.teacher = self._load_teacher()
         with seeded(spec.seed, "init"):
@@ -102,12 +106,17 @@ class Trainer:
         self.peers.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer(protocol, self.trainable.all)
         if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
-            for network in (self.model, *self.peers, *([self.teacher.model] if self.teacher else [])):
+            for network in (self.model, *self.peers, *(self.teacher.models if self.teacher else [])):
                 network.compile()
+        asked = self.objective.per_sample(self.data)
+        self.memory = MemoryFiles(self.paths.state, asked, self.data.num_samples, self.device)
         self.scores = Scores(self.prepared, spec, self.normalise, self.device)
         self.history: list[Row] = []
         self.meter = Meter(self.device)
         self.seconds = 0.0
+        self.stopped = False  # by the objective
+        self.watched: Row = {}
+        self.profile = Profile(self.device)
 
     def _build(self) -> None:
         """Make the network, its peers and what the objective trains beside them."""
@@ -134,10 +143,9 @@ class Trainer:
                 assert isinstance(objective, Method)
                 objective.build(found, teacher_shapes, self.data)
                 objective.read_norms(self.teacher.norms if self.teacher else {})
-        if isinstance(objective, Method):
-            for number in range(objective.peers()):
-                with seeded(spec.seed, "peer", number):
-                    self.peers.append(model_spec.build(classes, channels))
+        for number in range(objective.peers()):
+            with seeded(spec.seed, "peer", number):
+                self.peers.append(model_spec.build(classes, channels))
         head = self.model.get_submodule(model_spec.classifier)
         in_head = {id(p) for p in head.parameters()}
         self.trainable = Trainable(
@@ -164,9 +172,14 @@ class Trainer:
             self._tell(lambda o: o.started(epoch))
             started = time.time()
             try:
-                while epoch < min(epochs, until or epochs) and not self._collapsed:
+                while epoch < min(epochs, until or epochs) and not (self._collapsed or self.stopped):
                     self._epoch(epoch, step, store)
                     epoch, step = epoch + 1, 0
+                    if isinstance(self.objective, Recipe):
+                        at = Progress(epoch - 1, epochs)
+                        self.stopped = self.objective.after_epoch(
+                            self.model, self.scores.held_out(self.model), at
+                        )
                     if epoch == 0:  # a first stage has ended
                         self.optimizer = optimizer(self.run.spec.protocol, self.trainable.all)
                     if epoch in self.keep or epoch == until:
@@ -184,30 +197,42 @@ class Trainer:
 
     def step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """One step of the optimiser; the loss terms, and the meter's sums, stay on the device."""
+        if isinstance(self.objective, Recipe):
+            batch = self.objective.transform(batch, at)
         inputs = self.objective.inputs(batch)
-        s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
-        terms = self._terms(s, inputs, batch, at)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.backward(terms, self.trainable)
-        self.optimizer.step()
-        self.meter.add(terms, batch.labels, s.logits if s else None)
+        with self.profile.phase("student"):
+            s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
+        with self.profile.phase("teacher"):
+            t = self._taught(inputs, batch)
+        with self.profile.phase("loss"):
+            terms = self._terms(s, t, batch, at)
+        if self.gradients and at.step == 0 and (at.epoch + 1) % self.gradients == 0:
+            self.watched = compared(terms, self.trainable)
+        with self.profile.phase("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.backward(terms, self.trainable)
+        with self.profile.phase("optimizer"):
+            self.optimizer.step()
+            self.meter.add(terms, batch.labels, s.logits if s else None)
+        self.profile.next()
         return terms
 
-    def _terms(
-        self, s: Outputs | None, inputs: Sequence[Tensor], batch: Batch, at: Progress
-    ) -> dict[str, Tensor]:
-        objective = self.objective
-        t = Outputs(batch.images.new_empty(0))
+    def _taught(self, inputs: Sequence[Tensor], batch: Batch) -> Outputs:
+        """Outputs of the teacher or of the peers; empty logits without either."""
         if self.teacher:
-            t = self.teacher(inputs)
-        elif self.peers:
+            return self.teacher(inputs, batch.index)
+        if self.peers:
             first, *others = (self._through(peer, inputs) for peer in self.catch_peers)
-            t = replace(first, more=tuple(others))
+            return replace(first, more=tuple(others))
+        return Outputs(batch.images.new_empty(0))
+
+    def _terms(self, s: Outputs | None, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        objective = self.objective
         if s is None:
             assert isinstance(objective, TeacherPart)
             return objective.loss(t, batch, at)
         if isinstance(objective, Recipe):
-            return objective.loss(self.model, s, batch, at)
+            return objective.loss(self.model, s, t, batch, at)
         assert isinstance(objective, Method)
         return objective.loss(s, t, batch, at)
 
@@ -221,8 +246,10 @@ class Trainer:
         spec = self.run.spec
         begun = time.monotonic() - self.seconds
         at = Progress(epoch, spec.protocol.epochs, 0, self.batches.steps)
+        self.objective.memory = self.memory.open(epoch)
         if not start:
             self.meter.reset()
+            self.watched = {}
             torch.manual_seed(stream_seed(spec.seed, "method", epoch))
             self._choose_anchor(at)
         lr = rate(spec.protocol, epoch)
@@ -232,18 +259,30 @@ class Trainer:
             group["lr"] = lr
         for network in (self.model, self.objective, self.peers):
             network.train()
-        for step, batch in enumerate(self.batches.epoch(epoch, start), start):
+        for step, batch in enumerate(self._dealt(epoch, start), start):
             self.step(batch, replace(at, step=step))
             if self.stop.requested:
                 self.seconds = time.monotonic() - begun
+                self.memory.flush()
                 store.save(self._state(epoch, step + 1))
                 raise Interrupted(f"{self.run.label}: stopped in epoch {epoch + 1}; run it again to go on")
-        row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means()}
+        row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means(), **self.watched}
+        self.memory.flush()
         if self.model is not self.objective and epoch >= 0:
             row |= self.scores(self.model)
         row["seconds"] = time.monotonic() - begun
         self.history.append(row)
         self.seconds = 0.0
+
+    def _dealt(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The epoch's batches."""
+        batches = self.batches.epoch(epoch, start)
+        while True:
+            with self.profile.phase("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     @property
     def _collapsed(self) -> bool:
@@ -256,9 +295,10 @@ class Trainer:
             return None
         name = self.run.pair[0] or ""
         part = self.objective.part() if isinstance(self.objective, Method) else None
+        ref = self.run.spec.teacher
         return Teacher(
             registry.models.get(name),
-            self.teachers[self.anchor],
+            self.teachers if ref and ref.folds else [self.teachers[self.anchor]],
             self.prepared,
             self.objective.taps(),
             self.device,
@@ -269,7 +309,8 @@ class Trainer:
 
     def _choose_anchor(self, at: Progress) -> None:
         """Let the method say which of the teacher's checkpoints teaches this epoch."""
-        if len(self.teachers) < 2:
+        ref = self.run.spec.teacher
+        if ref is None or len(ref.anchors) < 2:
             return
         assert isinstance(self.objective, Method)
         self._go_to_anchor(self.objective.anchor(at, len(self.teachers), self._gaps))
@@ -302,18 +343,21 @@ class Trainer:
             "step": step,
             "seconds": self.seconds,
             "anchor": self.anchor,
+            "stopped": self.stopped,
+            "memory": self.memory.hashes(epoch, step),
             "model": self.model.state_dict(),
             "peers": self.peers.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "meter": self.meter.sums,
+            "watched": self.watched,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def _restore(self, state: dict[str, Any] | None) -> tuple[int, int]:
-        if state is None:
+        if state is None or not self.memory.whole(state["memory"], state["epoch"], state["step"]):
             first = self.objective.first_stage() if isinstance(self.objective, Method) else 0
             return -first, 0
         self._go_to_anchor(state["anchor"])
@@ -322,6 +366,8 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
+        self.stopped = state["stopped"]
+        self.watched = state["watched"]
         self.seconds = state["seconds"]
         self.meter.sums = {k: v.to(self.device) for k, v in state["meter"].items()}
         torch.set_rng_state(state["rng"])
@@ -331,6 +377,10 @@ class Trainer:
 
     def _finish(self, epoch: int, started: float) -> None:
         """Write the run's results; the status comes last."""
+        if isinstance(self.objective, Recipe):
+            self.objective.finish(self.model, self.scores.held_out(self.model))
+            if self.objective.recalibrate:
+                self._recalibrate(epoch)
         record = provenance(self.run, self.device)
         record |= {
             "started": started,
@@ -338,6 +388,7 @@ class Trainer:
             "seconds": sum(row["seconds"] for row in self.history),
             "data": self.prepared.checksums,
             "teacher": [sha256(weights) for weights in self.teachers],
+            "cost": self._costs(),
         }
         outputs = {"model": self.paths.model}
         save_weights(self.model, self.paths.model)
@@ -357,6 +408,24 @@ class Trainer:
             self.paths.status,
             {"status": "collapsed" if reason else "finished", "epoch": epoch, "reason": reason},
         )
+
+    @torch.no_grad()
+    def _recalibrate(self, epoch: int) -> None:
+        """Measure the batch norms' statistics anew, as means over an epoch's batches."""
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None
+        self.model.train()
+        with autocast(self.run.spec.protocol, self.device):
+            for batch in self.batches.epoch(epoch):
+                self.model(batch.images)
+
+    def _costs(self) -> dict[str, float]:
+        """What the training cost: its steps, its memory, and the parameters that are not the network's."""
+        own = {id(p) for p in self.model.parameters()}
+        extra = sum(p.numel() for p in self.trainable.all if id(p) not in own)
+        return {**self.profile.summary(), "extra_parameters": extra}
 
     def _tell(self, what: Callable[[Observer], None]) -> None:
         for observer in self.observers:

@@ -1,4 +1,4 @@
-"""From a run's stored predictions to its `metrics.json`; no network, no GPU."""
+"""From a run's stored predictions, and features if it has any, to its `metrics.json`; no network, no GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import time
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from kdpipe.core.errors import CheckpointError
 from kdpipe.core.files import read_json, write_json
 from kdpipe.core.paths import RunPaths
-from kdpipe.evaluation import metrics
+from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
+
+Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Predictions:
         logits: N x C.
         labels: N, the right classes.
         index: N, which images.
+        reference: N x C, the true label distributions, where they are known.
     """
 
-    logits: NDArray[np.floating[Any]]
+    logits: Array
     labels: NDArray[np.integer[Any]]
     index: NDArray[np.integer[Any]]
+    reference: Array | None = None
 
     @property
     def finite(self) -> bool:
@@ -44,7 +49,9 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
     """Compute every measure of a run (or sampled checkpoint) and write its `metrics.json`.
 
     A run that collapsed, or whose predictions are not finite, gets status `collapsed` and no values.
-    Likeness to the teacher is left out where the teacher collapsed.
+    Likeness to the teacher is left out where the teacher collapsed, and so is a measure that these data do
+    not define, as the angle between class means where there is one class. What needs features is measured
+    where `features.npz` lies in the run's folder (and the teacher's, for likeness on training images).
 
     Args:
         run: the run's folder.
@@ -57,7 +64,8 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         the network's parameters, multiply-adds and fingerprint where the run's provenance states them.
 
     Raises:
-        CheckpointError: predictions are missing, damaged or of other images than the teacher's.
+        CheckpointError: predictions are missing, or they or the features are damaged or of other images than
+            the teacher's.
         ResultsError: the status is missing or cannot be read, or `metrics.json` cannot be written.
     """
     status = read_json(run.status)
@@ -74,8 +82,11 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
             found |= _measured(run, test, teacher)
         else:
             found["status"] = "collapsed"
-    if run.provenance.is_file() and (network := read_json(run.provenance).get("model")):
+    record = read_json(run.provenance) if run.provenance.is_file() else {}
+    if network := record.get("model"):
         found["model"] = network
+    if found["status"] != "collapsed":
+        found["values"] |= _cost(record)
     write_json(run.metrics, found)
     return found
 
@@ -87,20 +98,52 @@ def load_predictions(path: Path, split: str = "test") -> Predictions:
         CheckpointError: the file is missing or damaged, lacks the split, or its arrays do not fit.
     """
     names = [f"{split}_{part}" for part in ("logits", "labels", "index")]
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            logits, labels, index = (stored[name] for name in names)
-    except FileNotFoundError:
-        raise _unusable(path, "predictions are missing") from None
-    except KeyError as error:
-        raise _unusable(path, f"predictions lack an array: {error.args[0]}") from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unusable(path, f"predictions cannot be read: {error}") from error
-    wrong = _mismatch(logits, labels, index)
+    arrays = _stored(path, names, optional=f"{split}_reference")
+    logits, labels, index = (arrays[name] for name in names)
+    reference = arrays.get(f"{split}_reference")
+    wrong = _mismatch(logits, labels, index) or (
+        _no_reference(reference, logits.shape) if reference is not None else None
+    )
     if wrong:
         raise _unusable(path, f"predictions do not fit together: {wrong}")
     order = np.argsort(index, kind="stable")
-    return Predictions(logits[order], labels[order], index[order])
+    return Predictions(
+        logits[order], labels[order], index[order], None if reference is None else reference[order]
+    )
+
+
+def load_features(path: Path, split: str) -> tuple[Predictions, Array]:
+    """One split's predictions and features (N x D), both in order of image index.
+
+    Raises:
+        CheckpointError: as `load_predictions`, or the features are missing or do not fit.
+    """
+    found = load_predictions(path, split)
+    arrays = _stored(path, [f"{split}_features", f"{split}_index"])
+    features, order = arrays[f"{split}_features"], np.argsort(arrays[f"{split}_index"], kind="stable")
+    if features.ndim != 2 or len(features) != len(order) or not features.size or features.dtype.kind != "f":
+        raise _unusable(
+            path,
+            f"predictions do not fit together: features are {features.dtype} of shape {features.shape}, "
+            f"not numbers of shape ({len(order)}, D)",
+        )
+    return found, features[order]
+
+
+def load_classifier(path: Path, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """The last layer's `weight` (C x D) and `bias` (C).
+
+    Raises:
+        CheckpointError: the file is missing or damaged, lacks one, or they are not of that shape (C, D).
+    """
+    arrays = _stored(path, ["weight", "bias"])
+    weight, bias = arrays["weight"], arrays["bias"]
+    if weight.shape != shape or bias.shape != shape[:1]:
+        raise _unusable(
+            path,
+            f"a classifier of shape {weight.shape} and {bias.shape} does not fit {shape} and {shape[:1]}",
+        )
+    return weight, bias
 
 
 def best_on_test(history: Path) -> tuple[float, int] | None:
@@ -128,32 +171,65 @@ def best_on_test(history: Path) -> tuple[float, int] | None:
     return max(finite, key=lambda row: (row[0], -row[1])) if finite else None
 
 
+def _cost(record: Mapping[str, Any]) -> dict[str, float]:
+    """What the training cost, from the run's provenance; nothing of a run that was not trained here."""
+    cost = dict(record.get("cost") or {})
+    phases = [value for name, value in cost.items() if name.startswith("ms_")]
+    if phases:
+        cost["ms_step"] = sum(phases)
+    network = record.get("model") or {}
+    return cost | {name: network[name] for name in ("parameters", "multiply_adds") if name in network}
+
+
 def _measured(run: RunPaths, test: Predictions, teacher: RunPaths | None) -> dict[str, Any]:
     scaled, temperature, source = _scaled(run.predictions, test)
     values = {
         "top1": metrics.top_k(test.logits, test.labels),
         "top5": metrics.top_k(test.logits, test.labels, 5),
-        "nll": metrics.nll(test.logits, test.labels),
-        "ece": metrics.ece(test.logits, test.labels),
-        "brier": metrics.brier(test.logits, test.labels),
-        "nll_ts": metrics.nll(scaled, test.labels),
-        "ece_ts": metrics.ece(scaled, test.labels),
+        **_calibration(test.logits, test.labels),
+        **{f"{name}_ts": value for name, value in _calibration(scaled, test.labels).items()},
         "temperature": temperature,
+        **_soft_labels(test),
     }
     if teacher is not None:
         values |= _fidelity(run, test, teacher)
+    if run.features.is_file():
+        values |= _from_features(run, test, teacher)
     best = best_on_test(run.history)
     if best:
         values["best_test_top1"] = best[0]
     return {
-        "values": values,
+        "values": {name: value for name, value in values.items() if math.isfinite(value)},
         "samples": len(test.labels),
         "temperature_from": source,
         "best_test_epoch": best[1] if best else None,
     }
 
 
-def _scaled(path: Path, test: Predictions) -> tuple[NDArray[np.floating[Any]], float, str]:
+def _calibration(logits: Array, labels: NDArray[np.integer[Any]]) -> dict[str, float]:
+    """The measures that are also shown after temperature scaling."""
+    return {
+        "nll": metrics.nll(logits, labels),
+        "ece": metrics.ece(logits, labels),
+        "ece_mass": calibration.ece_equal_mass(logits, labels),
+        "brier": metrics.brier(logits, labels),
+        "aurc": calibration.aurc(logits, labels),
+        "eaurc": calibration.excess_aurc(logits, labels),
+    }
+
+
+def _soft_labels(found: Predictions) -> dict[str, float]:
+    values = {
+        "entropy": soft_labels.entropy(found.logits),
+        "off_label": soft_labels.off_label(found.logits, found.labels),
+    }
+    if found.reference is not None:
+        values["tv_reference"] = soft_labels.total_variation(found.logits, found.reference)
+        values["kl_reference"] = soft_labels.kl_reference(found.logits, found.reference)
+    return values
+
+
+def _scaled(path: Path, test: Predictions) -> tuple[Array, float, str]:
     """Temperature-scaled test logits, the temperature, and what it was fitted on."""
     with np.load(path, allow_pickle=False) as stored:
         held_out = "val_logits" in stored
@@ -167,19 +243,85 @@ def _scaled(path: Path, test: Predictions) -> tuple[NDArray[np.floating[Any]], f
 
 def _fidelity(run: RunPaths, test: Predictions, teacher: RunPaths) -> dict[str, float]:
     theirs = load_predictions(teacher.predictions)
-    if theirs.logits.shape != test.logits.shape or not np.array_equal(theirs.index, test.index):
-        raise CheckpointError(
-            f"student and teacher predict other images or classes: {test.logits.shape[0]} x "
-            f"{test.logits.shape[1]} and {theirs.logits.shape[0]} x {theirs.logits.shape[1]}",
-            where=f"{run.predictions} and {teacher.predictions}",
-            fix="delete the folder of the run that was made with other data; it will be made again",
-        )
+    _same_images(test, theirs, run.predictions, teacher.predictions)
     if not theirs.finite:
         return {}
     return {
         "agreement": metrics.agreement(test.logits, theirs.logits),
         "kl_teacher": metrics.kl_divergence(test.logits, theirs.logits),
+        "correlation_gap": geometry.correlation_gap(test.logits, theirs.logits),
     }
+
+
+def _from_features(run: RunPaths, test: Predictions, teacher: RunPaths | None) -> dict[str, float]:
+    """What needs `features.npz`: the geometry, and the predictions for training images."""
+    train, train_features = load_features(run.features, "train")
+    own, test_features = load_features(run.features, "test")
+    _same_images(test, own, run.predictions, run.features)
+    weight, bias = load_classifier(run.features, (train.logits.shape[1], train_features.shape[1]))
+    arrays = (train.logits, train_features, test_features, weight, bias)
+    if not all(np.isfinite(array).all() for array in arrays):
+        return {}
+    values = {
+        "train_top1": metrics.top_k(train.logits, train.labels),
+        "train_entropy": soft_labels.entropy(train.logits),
+        "train_off_label": soft_labels.off_label(train.logits, train.labels),
+        **_distances(test_features, own.labels),
+        **{f"train_{name}": value for name, value in _distances(train_features, train.labels).items()},
+        "nc1": geometry.nc1(train_features, train.labels),
+        "nc2": geometry.nc2(train_features, train.labels),
+        "nc2_norms": geometry.nc2_norms(train_features, train.labels),
+        "nc3": geometry.nc3(train_features, train.labels, weight),
+        "nc4": geometry.nc4(train_features, train.labels, weight, bias),
+        "etf_distance": geometry.etf_distance(weight),
+    }
+    if teacher is not None and teacher.features.is_file():
+        theirs = load_predictions(teacher.features, "train")
+        _same_images(train, theirs, run.features, teacher.features)
+        if bool(np.isfinite(theirs.logits).all()):
+            values["train_agreement"] = metrics.agreement(train.logits, theirs.logits)
+            values["train_kl_teacher"] = metrics.kl_divergence(train.logits, theirs.logits)
+    return values
+
+
+def _distances(features: Array, labels: NDArray[np.integer[Any]]) -> dict[str, float]:
+    """Means over the anchors of MICC's distances and of both sides of its Theorem 1; none without anchors."""
+    found = geometry.contrast(features, labels)
+    if not len(found.m):
+        return {}
+    return {
+        "d_intra": float(found.intra.mean()),
+        "d_inter": float(found.inter.mean()),
+        "d_ratio": float(found.ratio.mean()),
+        "loss_ratio": float(found.loss_ratio.mean()),
+    }
+
+
+def _same_images(one: Predictions, other: Predictions, path: Path, other_path: Path) -> None:
+    """Check that two files predict the same images and classes."""
+    if one.logits.shape == other.logits.shape and np.array_equal(one.index, other.index):
+        return
+    who = "student and teacher" if path.parent != other_path.parent else "predictions and features"
+    raise CheckpointError(
+        f"{who} predict other images or classes: {one.logits.shape[0]} x {one.logits.shape[1]} and "
+        f"{other.logits.shape[0]} x {other.logits.shape[1]}",
+        where=f"{path} and {other_path}",
+        fix="delete the folder of the run that was made with other data; it will be made again",
+    )
+
+
+def _stored(path: Path, names: list[str], optional: str = "") -> dict[str, NDArray[Any]]:
+    """Arrays of a file by name; the optional one may be missing."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            more = [optional] if optional in stored else []
+            return {name: stored[name] for name in [*names, *more]}
+    except FileNotFoundError:
+        raise _unusable(path, "predictions are missing") from None
+    except KeyError as error:
+        raise _unusable(path, f"predictions lack an array: {error.args[0]}") from None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unusable(path, f"predictions cannot be read: {error}") from error
 
 
 def _mismatch(logits: NDArray[Any], labels: NDArray[Any], index: NDArray[Any]) -> str | None:
@@ -193,6 +335,15 @@ def _mismatch(logits: NDArray[Any], labels: NDArray[Any], index: NDArray[Any]) -
         return f"labels reach from {labels.min()} to {labels.max()} among {logits.shape[1]} classes"
     if len(np.unique(index)) < len(index):
         return "an image is there twice"
+    return None
+
+
+def _no_reference(reference: NDArray[Any], shape: tuple[int, ...]) -> str | None:
+    """Why an array cannot be label distributions of that shape (N, C), or None."""
+    if reference.shape != shape or reference.dtype.kind != "f":
+        return f"reference distributions are {reference.dtype} of shape {reference.shape}, not {shape}"
+    if not (reference.min() >= 0 and np.allclose(reference.sum(axis=1), 1, atol=1e-4)):
+        return "reference distributions have negative entries, or sums other than 1"
     return None
 
 

@@ -85,10 +85,9 @@ def ece(logits: Logits, labels: Labels, bins: int = BINS) -> float:
     Returns:
         A fraction, 0 to 1.
     """
-    log_p = log_softmax(logits)
-    confidence = np.exp(log_p.max(axis=1))
-    gap = (np.argmax(log_p, axis=1) == labels) - confidence
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    confidence = np.exp(log_confidence(logits))
+    gap = (np.argmax(logits, axis=1) == labels) - confidence
+    place = bin_of(confidence, bins)
     return float(np.abs(np.bincount(place, weights=gap, minlength=bins)).sum() / len(labels))
 
 
@@ -182,6 +181,16 @@ def log_softmax(logits: Logits) -> Vector:
     z = np.asarray(logits, np.float64)
     z = z - z.max(axis=1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+
+
+def log_confidence(logits: Logits) -> Vector:
+    """Logarithm of each sample's largest probability (N); it rounds alike in every order of the classes."""
+    return log_softmax(np.sort(logits, axis=1))[:, -1]
+
+
+def bin_of(confidence: Vector, bins: int = BINS) -> Labels:
+    """The bin (0 to M - 1) of each confidence (N); bin m holds (m/M, (m+1)/M], and the first 0 as well."""
+    return np.asarray(np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1))
 
 
 def _surprise(log_p: Vector, labels: Labels) -> Vector:

@@ -27,7 +27,13 @@ from kdpipe.api import (
 from kdpipe.core.errors import ConfigError
 from kdpipe.core.registry import methods
 
-ALONE = ("backward", "inputs", "first_stage", "peers", "anchors")  # who changes these changes the whole step
+ALONE = (
+    "backward",
+    "inputs",
+    "peers",
+    "anchors",
+    "per_sample",
+)  # who changes these changes the whole step
 
 
 class Combined(Method):
@@ -92,10 +98,16 @@ class Combined(Method):
         for m in self.members:
             m.read_norms(teacher)
 
+    def first_stage(self) -> int:
+        """The longest first stage of any; a method with a shorter one, or none, joins later."""
+        return max(m.first_stage() for m in self.members)
+
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Every method's terms under its own name, and the first one's cross entropy."""
         terms: dict[str, Tensor] = {}
         for number, m in enumerate(self.members):
+            if at.epoch < -m.first_stage():
+                continue
             for term, value in m.loss(s, t, batch, at).items():
                 if term != "ce":
                     terms[m.name if term == m.name else f"{m.name}_{term}"] = value
@@ -118,7 +130,7 @@ def family(name: str) -> type[Method] | None:
         raise ConfigError(f"'{name}' names a method twice", fix="name each once")
     for part in parts:
         changed = [hook for hook in ALONE if getattr(part, hook) is not getattr(Method, hook)]
-        if changed or part.second_view is not None or not part.teacher:
+        if changed or part.views or not part.teacher:
             raise ConfigError(
                 f"{part.name} cannot be combined with another method: it decides the whole step"
             )

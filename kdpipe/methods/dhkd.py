@@ -22,6 +22,7 @@ from kdpipe.api import (
     hp,
 )
 from kdpipe.nn.gradients import Gradients, align, align_rows, deposit, gradients
+from kdpipe.nn.heads import HEADS, MLP_PAIRS
 from kdpipe.nn.logits import binary_kl, binary_kl_norm, cross_entropy
 
 ALPHA = {  # (teacher, student) of one architecture -> alpha on CIFAR-100
@@ -29,40 +30,10 @@ ALPHA = {  # (teacher, student) of one architecture -> alpha on CIFAR-100
     ("resnet110", "resnet32"): (0.1, "Appendix F"),
     ("resnet32x4", "resnet8x4"): (2, "Table 11"),
 }
-MLP_PAIRS = (
-    ("resnet32x4", "shufflenetv1"),
-    ("resnet32x4", "shufflenetv2"),
-    ("resnet50", "mobilenetv2"),
-    ("vgg13", "mobilenetv2"),
-    ("wrn_40_2", "shufflenetv1"),
-)
 IMAGENET_PAIRS = (("imagenet_resnet34", "imagenet_resnet18"), ("imagenet_resnet50", "imagenet_mobilenetv1"))
 IMAGENET = {"alpha": 0.1, "align": False, "kd_epochs": 50}
 
 LOSSES = {"binarykl": binary_kl, "binarykl_norm": binary_kl_norm}
-HIDDEN = 200
-
-
-def linear_head(width: int, classes: int) -> nn.Module:
-    """A linear classifier: B x width to B x classes."""
-    return nn.Linear(width, classes)
-
-
-def mlp_head(width: int, classes: int) -> nn.Module:
-    """A classifier with one hidden layer of 200: linear, dropout 0.1, batch norm, ReLU, linear.
-
-    Source: 200 hidden neurons from Yang et al. 2024, Appendix F; the layers from the authors' code.
-    """
-    return nn.Sequential(
-        nn.Linear(width, HIDDEN),
-        nn.Dropout(0.1),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, classes),
-    )
-
-
-HEADS = {"linear": linear_head, "mlp": mlp_head}
 
 
 class DHKD(Method):

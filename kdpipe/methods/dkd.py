@@ -87,6 +87,7 @@ class DKD(Method):
     """
 
     name = "dkd"
+    logit_only = True
     paper = Paper(
         "Decoupled knowledge distillation",
         "B. Zhao, Q. Cui, R. Song, Y. Qiu, J. Liang",

@@ -26,6 +26,7 @@ class KD(Method):
     """
 
     name = "kd"
+    logit_only = True
     paper = Paper(
         "Distilling the knowledge in a neural network",
         "G. Hinton, O. Vinyals, J. Dean",

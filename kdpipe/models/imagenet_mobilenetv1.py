@@ -78,9 +78,9 @@ def _pair(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 def _taps() -> dict[str, Tap]:
     taps = {}
     for stage, (position, stride) in enumerate(STAGES.items(), start=1):
-        last, channels = f"model.{position}.5", PAIRS[position - 1][0]
-        taps[f"stage{stage}.pre"] = Tap(last, channels, stride, "linear", side="input")
-        taps[f"stage{stage}"] = Tap(last, channels, stride, "relu")
+        place = (f"model.{position}.5", PAIRS[position - 1][0], stride)
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", norm=f"model.{position}.4")
+        taps[f"stage{stage}"] = Tap(*place, "relu")
     return {**taps, "embed": Tap("fc", PAIRS[-1][0], 0, "vector", side="input")}
 
 

@@ -5,8 +5,8 @@ start as in torchvision: convolutions N(0, 2 / (k^2 C_out)), the classifier N(0,
 half-width network for small images is called `mobilenetv2`.
 
 The stage taps are bottlenecks at strides 4, 8, 16 and 32: sums of linear maps, which may be negative, with
-no ReLU after them within the stage. So there is no `.pre` tap. `embed` is what the last linear layer
-reads: in training, what torchvision's dropout (rate 0.2) leaves of the pooled features.
+no ReLU after them within the stage. So `stageN.pre` is `stageN` itself. `embed` is what the last linear
+layer reads: in training, what torchvision's dropout (rate 0.2) leaves of the pooled features.
 """
 
 from __future__ import annotations
@@ -36,17 +36,21 @@ def build(num_classes: int, in_channels: int) -> nn.Module:
     return network
 
 
-TAPS = {
-    "stage1": Tap("features.3", 24, 4, "linear"),
-    "stage2": Tap("features.6", 32, 8, "linear"),
-    "stage3": Tap("features.13", 96, 16, "linear"),
-    "stage4": Tap("features.17", 320, 32, "linear"),
-    "embed": Tap("classifier.1", 1280, 0, "vector", side="input"),
-}
+STAGES = ((3, 24, 4), (6, 32, 8), (13, 96, 16), (17, 320, 32))  # position, channels, stride
+
+
+def _taps() -> dict[str, Tap]:
+    taps: dict[str, Tap] = {}
+    for stage, (position, channels, stride) in enumerate(STAGES, start=1):
+        tap = Tap(f"features.{position}", channels, stride, "linear")
+        taps |= {f"stage{stage}.pre": tap, f"stage{stage}": tap}
+    return {**taps, "embed": Tap("classifier.1", 1280, 0, "vector", side="input")}
+
+
 MODEL = ModelSpec(
     "imagenet_mobilenetv2",
     build,
-    TAPS,
+    _taps(),
     "classifier.1",
     2_351_972,
     PAPER,

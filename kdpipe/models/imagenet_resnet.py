@@ -47,9 +47,11 @@ def build(depth: int, num_classes: int, in_channels: int) -> nn.Module:
 def _spec(depth: int, blocks: tuple[int, int, int, int], expansion: int, params: int) -> ModelSpec:
     taps = {}
     for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=1):
-        last, channels, stride = f"layer{stage}.{count - 1}.relu", width * expansion, 2 ** (stage + 1)
-        taps[f"stage{stage}.pre"] = Tap(last, channels, stride, "linear", side="input")
-        taps[f"stage{stage}"] = Tap(last, channels, stride, "relu")
+        block = f"layer{stage}.{count - 1}"
+        place = (f"{block}.relu", width * expansion, 2 ** (stage + 1))
+        norm = f"{block}.bn3" if expansion > 1 else f"{block}.bn2"
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", norm=norm)
+        taps[f"stage{stage}"] = Tap(*place, "relu")
     taps["embed"] = Tap("fc", WIDTHS[-1] * expansion, 0, "vector", side="input")
     return ModelSpec(
         f"imagenet_resnet{depth}",

@@ -7,7 +7,7 @@ keys are those of RepDistiller and mdistiller, whose checkpoints load as they ar
 published code: convolutions N(0, 2 / (k^2 C_out)), the classifier N(0, 0.01^2) with bias 0.
 
 The stage taps are bottlenecks: sums of linear maps, which may be negative, with no ReLU after them within
-the stage. So there is no `.pre` tap. They are groups 1, 2, 4 and 6, as in the published code.
+the stage. So `stageN.pre` is `stageN` itself. They are groups 1, 2, 4 and 6, as in the published code.
 
 Deviations from Sandler et al.: ReLU where they clip at 6; the first group has an expansion convolution too
 (with factor 1); groups 1 and 4 keep the map's size; widths are halved without rounding to multiples of 8;
@@ -103,10 +103,10 @@ class MobileNetV2(nn.Module):
 
 
 def _taps() -> dict[str, Tap]:
-    taps = {
-        f"stage{stage}": Tap(f"blocks.{group}", GROUPS[group][1], stride, "linear")
-        for stage, (group, stride) in enumerate(STAGES.items(), start=1)
-    }
+    taps: dict[str, Tap] = {}
+    for stage, (group, stride) in enumerate(STAGES.items(), start=1):
+        tap = Tap(f"blocks.{group}", GROUPS[group][1], stride, "linear")
+        taps |= {f"stage{stage}.pre": tap, f"stage{stage}": tap}
     return {**taps, "embed": Tap("classifier.0", FEATURES, 0, "vector", side="input")}
 
 
@@ -118,5 +118,5 @@ MODEL = ModelSpec(
     812_836,
     PAPER,
     light=True,
-    printed={"cifar100": ("mobilenet",), "tinyimagenet": ("mobilenet",)},
+    printed={"cifar100": ("mobilenet",), "tiny_imagenet": ("mobilenet",)},
 )

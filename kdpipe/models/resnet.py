@@ -57,7 +57,7 @@ class Block(nn.Module):
 class BasicBlock(Block):
     """Two 3 x 3 convolutions and a shortcut."""
 
-    expansion = 1
+    expansion, norm = 1, "bn2"  # the last batch norm's name
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__(inputs, width, stride)
@@ -75,7 +75,7 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     """A 3 x 3 convolution between two 1 x 1 that narrow and widen by 4, and a shortcut."""
 
-    expansion = 4
+    expansion, norm = 4, "bn3"
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         outputs = width * self.expansion
@@ -148,9 +148,11 @@ def _spec(
 ) -> ModelSpec:
     taps = {}
     for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=1):
-        last, channels, stride = f"layer{stage}.{count - 1}.last", width * block.expansion, 2 ** (stage - 1)
-        taps[f"stage{stage}.pre"] = Tap(last, channels, stride, "linear", side="input")
-        taps[f"stage{stage}"] = Tap(last, channels, stride, "relu")
+        last = f"layer{stage}.{count - 1}"
+        place = (f"{last}.last", width * block.expansion, 2 ** (stage - 1))
+        norm = f"{last}.{block.norm}"
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", norm=norm)
+        taps[f"stage{stage}"] = Tap(*place, "relu")
     taps["embed"] = Tap("linear", WIDTHS[-1] * block.expansion, 0, "vector", side="input")
     return ModelSpec(f"resnet{depth}", partial(ResNet, block, blocks), taps, "linear", params, PAPER)
 

@@ -100,10 +100,10 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 def _spec(name: str, depth: int, widths: tuple[int, int, int, int], params: int) -> ModelSpec:
     taps = {}
     for stage, width in enumerate(widths[1:], start=1):
-        last = f"layer{stage}.{_blocks(depth) - 1}.relu2"
-        stride = 2 ** (stage - 1)
-        taps[f"stage{stage}.pre"] = Tap(last, width, stride, "linear", side="input")
-        taps[f"stage{stage}"] = Tap(last, width, stride, "relu")
+        block = f"layer{stage}.{_blocks(depth) - 1}"
+        place = (f"{block}.relu2", width, 2 ** (stage - 1))
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", norm=f"{block}.bn2")
+        taps[f"stage{stage}"] = Tap(*place, "relu")
     taps["embed"] = Tap("fc", widths[3], 0, "vector", side="input")
     return ModelSpec(name, partial(ResNet, depth, widths), taps, "fc", params, PAPER)
 

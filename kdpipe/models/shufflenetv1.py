@@ -96,9 +96,10 @@ def _stage(inputs: int, outputs: int, units: int, groups: int = GROUPS) -> nn.Se
 def _taps() -> dict[str, Tap]:
     taps = {}
     for stage, (channels, units) in enumerate(STAGES, start=1):
-        last, stride = f"layer{stage}.{units - 1}.last", 2**stage
-        taps[f"stage{stage}.pre"] = Tap(last, channels, stride, "linear", side="input")
-        taps[f"stage{stage}"] = Tap(last, channels, stride, "relu")
+        unit = f"layer{stage}.{units - 1}"
+        place = (f"{unit}.last", channels, 2**stage)
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", norm=f"{unit}.bn3")
+        taps[f"stage{stage}"] = Tap(*place, "relu")
     return {**taps, "embed": Tap("linear", STAGES[-1][0], 0, "vector", side="input")}
 
 

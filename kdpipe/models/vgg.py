@@ -91,7 +91,8 @@ def _spec(depths: tuple[int, ...], params: int) -> ModelSpec:
     for stage in range(1, 5):
         place = (f"relu{stage}", WIDTHS[stage], STRIDES[stage])
         large = 16 if stage == 4 else None
-        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", stride_64=large)
+        norm = f"block{stage}.{3 * depths[stage] - 2}"
+        taps[f"stage{stage}.pre"] = Tap(*place, "linear", side="input", stride_64=large, norm=norm)
         taps[f"stage{stage}"] = Tap(*place, "relu", stride_64=large)
     taps["embed"] = Tap("classifier", WIDTHS[-1], 0, "vector", side="input")
     layers = sum(depths) + 3  # named after the original, whose classifier has three layers

@@ -6,9 +6,9 @@ State-dict keys are those of RepDistiller (Tian et al., ICLR 2020), whose checkp
 Where the shape changes, the shortcut is a 1 x 1 convolution of the activated input.
 
 The stage taps are the residual sums, which the next stage's batch norm and ReLU have yet to read: they
-may be negative, and there is no ReLU within a stage after them. So there is no `.pre` tap: it would be
-the same tensor. (RepDistiller's `preact` and OFD read the sum after the *next* batch norm instead,
-another network's part; the peers' other feature methods read the raw sums, as here.)
+may be negative, and there is no ReLU within a stage after them. `stageN.pre` is the sum after that batch
+norm, which is what the ReLU reads: as OFD, ReviewKD and RepDistiller's `preact` have it. (The peers' other
+feature methods read the raw sums.)
 
 Deviations from Zagoruyko and Komodakis: no dropout (the field's setting, rate 0); the average pool takes
 the whole map, so any image size works (equal bits at 32 pixels).
@@ -40,7 +40,7 @@ class PreActivationBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.relu1 = nn.ReLU(inplace=True)
+        self.relu1 = nn.ReLU()  # not in place: the `.pre` taps read its input
         self.conv1 = conv3x3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu2 = nn.ReLU(inplace=True)
@@ -91,7 +91,7 @@ class WideResNet(nn.Module):
         self.block2 = Stage(one, two, blocks, stride=2)
         self.block3 = Stage(two, three, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(three)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()  # not in place: a `.pre` tap reads its input
         self.fc = nn.Linear(three, num_classes)
         he_normal(self)
         nn.init.zeros_(self.fc.bias)
@@ -109,10 +109,12 @@ def _widths(width: int) -> tuple[int, int, int]:
 
 def _spec(depth: int, width: int, params: int) -> ModelSpec:
     widths = _widths(width)
-    taps = {
-        f"stage{stage}": Tap(f"block{stage}", channels, 2 ** (stage - 1), "linear")
-        for stage, channels in enumerate(widths, start=1)
-    }
+    taps = {}
+    after = (("block2.layer.0.relu1", "block2.layer.0.bn1"), ("block3.layer.0.relu1", "block3.layer.0.bn1"))
+    for stage, (relu, norm) in enumerate((*after, ("relu", "bn1")), start=1):
+        size = (widths[stage - 1], 2 ** (stage - 1))
+        taps[f"stage{stage}"] = Tap(f"block{stage}", *size, "linear")
+        taps[f"stage{stage}.pre"] = Tap(relu, *size, "linear", side="input", norm=norm)
     taps["embed"] = Tap("fc", widths[-1], 0, "vector", side="input")
     return ModelSpec(f"wrn_{depth}_{width}", partial(WideResNet, depth, width), taps, "fc", params, PAPER)
 

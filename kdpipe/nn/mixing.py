@@ -1,8 +1,8 @@
 """Mixing whole batches: mixup, cutmix, and four rotations.
 
 Pure functions of a batch and of numbers drawn beforehand from the caller's stream. Targets are mixed as
-losses are: `lam CE(z, y) + (1 - lam) CE(z, y[partner])`. (Two independent views need the images before
-normalisation: an objective with `second_view` gets the other one in its batch.)
+losses are: `lam CE(z, y) + (1 - lam) CE(z, y[partner])`. (Independent views need the images before
+normalisation: an objective with `views` gets the others in its batch.)
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdpipe.api.objective import Method
     from kdpipe.nn.pair import Network
 
-KINDS = ("methods", "recipes", "models", "datasets", "protocols", "studies")
+KINDS = ("methods", "recipes", "parts", "models", "datasets", "protocols", "studies")
 PAIR, SAMPLES = "resnet32x4/resnet8x4", 50_000  # where a method's costs are shown unless told otherwise
 
 
@@ -49,7 +49,7 @@ def card(name: str, folder: Path, pair: str | None = None, classes: int = 100) -
                 )
             return card_of(kind, name, folder)
     known = [n for kind in KINDS for n in members(kind, folder)]
-    raise UnknownNameError.of("card", name, known)
+    raise UnknownNameError.of("plug-in, protocol or study called", name, known)
 
 
 def members(kind: str, folder: Path) -> dict[str, str]:
@@ -81,12 +81,12 @@ def one_line(plugin: Any) -> str:
     """A plug-in in one line."""
     if isinstance(plugin, ModelSpec):
         first, *others = plugin.paper.authors.split(", ")
-        authors = f"{first} et al." if others else first
-        return f"{plugin.params:>12,} parameters  {authors} {plugin.paper.year}"
+        authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
+        return f"{plugin.params:>12,} parameters (100 classes)  {authors} {plugin.paper.year}"
     if isinstance(plugin, DatasetSpec):
         shape = "x".join(map(str, plugin.shape))
-        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "its"
-        return f"{plugin.num_classes or 'its'} classes, {shape}, {sizes} images"
+        sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "counted"
+        return f"{plugin.num_classes or 'counted'} classes, {shape}, {sizes} images"
     if isinstance(plugin, RegressionSpec):
         return f"{plugin.about}, {plugin.samples} samples"
     return (inspect.getdoc(plugin) or "").splitlines()[0]
@@ -238,7 +238,10 @@ def _dataset(spec: Dataset) -> str:
         *facts,
         f"Licence: {spec.licence}",
     ]
-    return "\n".join([*lines, *([f"Paper: {spec.paper}"] if spec.paper.authors else [])])
+    if spec.paper.authors:
+        return "\n".join([*lines, f"Paper: {spec.paper}"])
+    told = {"Title": spec.paper.title, "Source": spec.paper.url}  # a data set of a user's own
+    return "\n".join([*lines, *(f"{key}: {text}" for key, text in told.items() if text)])
 
 
 def _images(spec: DatasetSpec) -> list[str]:

@@ -166,6 +166,10 @@ class DatasetFile(Frozen):
             raise ValueError(f"mean and std have {self.channels} numbers, one per channel")
         if self.on_disk and (self.format != "folder" or self.channels != 3):
             raise ValueError("on_disk goes with format: folder and channels: 3")
+        if self.format == "folder" and self.model_fields_set & {"image", "label"}:
+            raise ValueError("image and label are columns: they go with format: parquet")
+        if self.train == self.test:
+            raise ValueError("train and test are the same; the test split has to be another")
         return self
 
 

@@ -89,7 +89,7 @@ def described(name: str, file: DatasetFile) -> DatasetSpec:
         sizes=file.sizes.model_dump() if file.sizes else {},
         read=reader.read,
         licence=file.licence,
-        paper=Paper(file.title or name, "", "", 0, file.url),
+        paper=Paper(file.title, "", "", 0, file.url),
         mean=file.mean,
         std=file.std,
         stats_source=file.stats_source if file.mean else computed,

@@ -70,6 +70,8 @@ class PlannedRun:
         keep: epochs whose weights are kept for sampling.
         studies: studies that want it.
         part: name of the folder of what was trained on top of its teacher, or None.
+        features: whether a study wants measures of its features.
+        gradients: every how many epochs a study wants the loss terms' gradients compared; 0 is never.
     """
 
     run: Run
@@ -78,6 +80,8 @@ class PlannedRun:
     keep: tuple[int, ...] = ()
     studies: tuple[str, ...] = ()
     part: str | None = None
+    features: bool = False
+    gradients: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,10 @@ class Plan:
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
 
+    def place(self, run: str, epoch: int | None = None) -> str:
+        """The folder of a run, or of its checkpoint sampled at `epoch`, within the results folder."""
+        return place(run, epoch)
+
     def teacher_place(self, student: str) -> str | None:
         """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""
         planned = self.runs[student]
@@ -112,11 +120,14 @@ class Plan:
         return place(planned.teacher, ref.epoch) if planned.teacher and ref else None
 
     def teacher_weights(self, name: str) -> list[str]:
-        """The weights that a run learns from, within the results folder: one file, or one per anchor."""
+        """The weights that a run learns from, within the results folder: one, or one per anchor or fold."""
         planned = self.runs[name]
         ref = planned.run.spec.teacher
         if planned.teacher is None or ref is None:
             return []
+        if ref.folds:
+            peers = [f"runs/{planned.teacher}/peer-{number}.safetensors" for number in range(1, ref.folds)]
+            return [weights(planned.teacher), *peers]
         return [weights(planned.teacher, epoch) for epoch in (ref.anchors or (ref.epoch,))]
 
     def teacher_stamps(self, name: str) -> list[str]:
@@ -147,6 +158,8 @@ class Plan:
                     "keep": list(p.keep),
                     "studies": list(p.studies),
                     "part": p.part,
+                    "features": p.features,
+                    "gradients": p.gradients,
                 }
                 for name, p in self.runs.items()
             },
@@ -171,6 +184,8 @@ class Plan:
                 keep=tuple(p["keep"]),
                 studies=tuple(p["studies"]),
                 part=p["part"],
+                features=p["features"],
+                gradients=p["gradients"],
             )
             for name, p in data["runs"].items()
         }

@@ -121,8 +121,16 @@ class _StudyResolver:
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
         cells = tuple(dict.fromkeys(self.cells))
+        self._observe()
         study = PlannedStudy(self.name, self.study, self.scale_name, cells)
         return Plan(self.runs, {self.name: study})
+
+    def _observe(self) -> None:
+        """Note what the study wants to see of its runs beside their predictions."""
+        features = any(METRICS[m].needs_features for m in self.study.metrics)
+        for name, planned in self.runs.items():
+            own = features and planned.run.kind != "part"
+            self.runs[name] = replace(planned, features=own, gradients=self.study.gradients)
 
     def _students(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
         for method in self.study.methods:
@@ -196,9 +204,26 @@ class _StudyResolver:
         if recipe.name == IMPORTED:
             return self._imported(pair, recipe)
         objective = self._objective("recipe", recipe, pair, recipe.name)
-        spec = self._spec(pair.teacher, seed, recipe=objective.part)
-        label = f"teacher_{self.dataset.name}_{pair.teacher}_{recipe.name}_s{seed}"
-        return self._add(spec, label, objective, (pair.teacher, None), recipe.name, None)
+        if objective.instance.needs_validation and self.data.split != "train-val":
+            raise ConfigError(
+                f"recipe '{recipe.name}' looks at validation images, and the study holds none out",
+                where=f"{self.where}, key 'split'",
+                fix="split: train-val",
+            )
+        before = None
+        for generation in range(1, objective.instance.generations() + 1):
+            first = Entry(name="standard")
+            made = self._objective("recipe", first, pair, "standard") if generation == 1 else objective
+            before = self._one_teacher(made, pair, seed, before)
+        return self._one_teacher(objective, pair, seed, before)
+
+    def _one_teacher(self, objective: _Resolved, pair: Pair, seed: int, before: str | None) -> str:
+        """A teacher's run, after the teacher that it learns from itself, if any."""
+        ref = TeacherRef(run=self.runs[before].run.id) if before else None
+        spec = self._spec(pair.teacher, seed, recipe=objective.part, teacher=ref)
+        name = objective.part.name
+        label = f"teacher_{self.dataset.name}_{pair.teacher}_{name}_s{seed}"
+        return self._add(spec, label, objective, (pair.teacher, None), name, before)
 
     def _student(
         self,
@@ -231,7 +256,14 @@ class _StudyResolver:
         last = epoch or run.spec.protocol.epochs
         anchors = () if run.imported else tuple(method.instance.anchors(last))
         self._keep(teacher, anchors)
-        return TeacherRef(run=run.id, epoch=epoch, anchors=anchors)
+        folds = 0 if epoch or anchors or run.imported else self._folds(run)
+        return TeacherRef(run=run.id, epoch=epoch, anchors=anchors, folds=folds)
+
+    def _folds(self, run: Run) -> int:
+        """How many networks a teacher consists of, each for the data that it did not learn."""
+        plugin = registry.recipes.get(run.spec.objective.name)
+        folds: int = plugin(plugin.Config(**run.spec.objective.settings)).folds()
+        return folds
 
     def _part(
         self, method: _Resolved, pair: Pair, teacher: str, ref: TeacherRef, recipe: str | None
@@ -453,6 +485,8 @@ def _merge(plans: list[Plan]) -> Plan:
                 known,
                 keep=tuple(sorted({*known.keep, *planned.keep})),
                 studies=tuple(dict.fromkeys((*known.studies, *planned.studies))),
+                features=known.features or planned.features,
+                gradients=min(filter(None, (known.gradients, planned.gradients)), default=0),
             )
         else:
             runs[name] = planned

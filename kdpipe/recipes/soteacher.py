@@ -123,7 +123,7 @@ class SoTeacher(Recipe):
     epochs, constant for the gradient. In the first epoch there is no average and no consistency.
     lambda_lr = 0 and lambda_cr = 0 are the ablations no-LR and no-CR.
 
-    State: the average (samples x classes, float32) and how often each sample was seen, as buffers.
+    State: the average of each sample's predictions (samples x classes, float32), in a memory-mapped file.
 
     Taps: none.
 
@@ -144,7 +144,7 @@ class SoTeacher(Recipe):
         2024,
         "https://arxiv.org/abs/2206.06661",
     )
-    published = (Published({"lambda_lr": 1e-6}, "Section 5.1", dataset="tinyimagenet"),)
+    published = (Published({"lambda_lr": 1e-6}, "Section 5.1", dataset="tiny_imagenet"),)
 
     class Config(Settings):
         """Weights of the two regularisers."""
@@ -165,17 +165,15 @@ class SoTeacher(Recipe):
     config: Config
 
     def build(self, model: nn.Module, shapes: Shapes, data: DataInfo) -> None:
-        """Check that the network's layers have known constants; make room for the averages."""
+        """Check that the network's layers have known constants."""
         if self.config.lambda_lr:
             _check_components(model)
-        if self.config.lambda_cr:
-            self.register_buffer("average", torch.zeros(data.num_samples, data.num_classes))
-            self.register_buffer("seen", torch.zeros(data.num_samples, dtype=torch.int64))
 
-    average: Tensor
-    seen: Tensor
+    def per_sample(self, data: DataInfo) -> dict[str, tuple[int, ...]]:
+        """The average of each sample's predictions."""
+        return {"average": (data.num_classes,)} if self.config.lambda_cr else {}
 
-    def loss(self, model: nn.Module, s: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Cross entropy and the two regularisers; then the averages take in this step."""
         c = self.config
         terms = {"ce": cross_entropy(s.logits, batch.labels)}
@@ -183,16 +181,16 @@ class SoTeacher(Recipe):
             terms["lipschitz"] = c.lambda_lr * lipschitz_loss(model, CONVOLUTIONS[c.conv])
         if c.lambda_cr:
             weight = c.lambda_cr * SCHEDULES[c.schedule](at.epoch / at.epochs)
-            terms["consistency"] = weight * self._consistency(F.softmax(full(s.logits), 1), batch.index)
+            terms["consistency"] = weight * self._consistency(
+                F.softmax(full(s.logits), 1), batch.index, at.epoch
+            )
         return terms
 
-    def _consistency(self, probabilities: Tensor, index: Tensor) -> Tensor:
-        """Distance from the averages of the samples at `index`, which then take in this prediction."""
-        seen, average = self.seen[index], self.average[index]
-        now = probabilities.detach().to(average.dtype)
-        self.average[index] = average + (now - average) / (seen + 1)[:, None]
-        self.seen[index] = seen + 1
-        return consistency_loss(probabilities, torch.where(seen[:, None] > 0, average, now))
+    def _consistency(self, probabilities: Tensor, index: Tensor, epochs: int) -> Tensor:
+        """Distance from the samples' averages over `epochs` epochs, which then take in this prediction."""
+        average = self.memory["average"][index]
+        self.memory["average"][index] = average + (probabilities - average) / (epochs + 1)
+        return consistency_loss(probabilities, average if epochs else probabilities)
 
 
 def _trainable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -29,6 +29,6 @@ class Standard(Recipe):
         "https://arxiv.org/abs/2206.06661",
     )
 
-    def loss(self, model: nn.Module, s: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Cross entropy of the labels."""
         return {"ce": cross_entropy(s.logits, batch.labels)}

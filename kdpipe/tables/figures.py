@@ -75,12 +75,12 @@ def draw(study: PlannedStudy, layout: Layout, results: Results) -> list[Path]:
         The files written: an SVG, a PNG and a CSV per figure.
     """
     folder = results.study(study.name)
-    with _style():
+    with house_style():
         data = learning_data(study, results)
-        written = _save(_learning_figure(study, data), data, folder / "learning_curves")
+        written = save(_learning_figure(study, data), data, folder / "learning_curves")
         if study.study.curves:
             data = sampling_data(layout)
-            written += _save(_sampling_figure(study, layout, data), data, folder / "sampling")
+            written += save(_sampling_figure(study, layout, data), data, folder / "sampling")
     return written
 
 
@@ -312,7 +312,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> N
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, title=title)
 
 
-def _save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
+def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a figure and its data; no date, so that the same data give the same bytes."""
     paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png", ".csv")]
     with atomic(paths[0]) as file:
@@ -325,7 +325,7 @@ def _save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """The house style, whatever the user's own matplotlib settings."""
     import matplotlib
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdpipe.api import (
     Batch,
     DataInfo,
+    Memory,
     Method,
     Objective,
     Outputs,
@@ -41,6 +42,7 @@ PAIRS = [  # teacher, student
 ]
 START = Progress(0, 10)
 LATER = Progress(4, 10)
+FIRST = Progress(-1, 10)  # the last epoch of a first stage
 
 
 class Bench:
@@ -77,12 +79,15 @@ class Bench:
                 wish = replace(wish, teacher=(*wish.teacher, *self.part.taps().teacher))
         elif isinstance(self.objective, Recipe):
             self.objective.build(self.model, student.shapes(wish.student), data)
+        self.objective.memory = {
+            name: Memory.zeros(SAMPLES, shape) for name, shape in self.objective.per_sample(data).items()
+        }
         self.objective.train()
         self.catch = catch(self.model, self.spec, wish.student)
         self.catch_teacher = catch(self.teacher, self.teacher_spec, wish.teacher)
         index = torch.randperm(SAMPLES)[:size]
-        second = None if kind.second_view is None else torch.randn(size, *IMAGE)
-        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, second)
+        views = tuple(torch.randn(size, *IMAGE) for _ in kind.views)
+        self.batch = Batch(torch.randn(size, *IMAGE), data.labels[index], index, views)
         self.peers = nn.ModuleList(self.spec.build(CLASSES, IMAGE[0]) for _ in range(self._peers()))
 
     @property
@@ -96,10 +101,18 @@ class Bench:
         """The loss terms; the teacher's outputs carry gradients, to show that nothing uses them."""
         batch = batch or self.batch
         if isinstance(self.objective, Recipe):
-            return self.objective.loss(self.model, self.catch(batch.images), batch, at)
+            batch = self.objective.transform(batch, at)
+            student = through(self.catch, self.objective.inputs(batch))
+            return self.objective.loss(self.model, student, self._taught(batch), batch, at)
         assert isinstance(self.objective, Method)
         student = through(self.catch, self.objective.inputs(batch))
         return self.objective.loss(student, self._taught(batch), batch, at)
+
+    @property
+    def moments(self) -> list[Progress]:
+        """Moments of the training: in the first stage where there is one, at the start, later."""
+        staged = isinstance(self.objective, Method) and self.objective.first_stage()
+        return [FIRST, START, LATER] if staged else [START, LATER]
 
     def step(self, optimizer: torch.optim.Optimizer, at: Progress = START) -> float:
         """One step; the sum of the terms before it."""
@@ -109,13 +122,24 @@ class Bench:
         optimizer.step()
         return total(terms).item()
 
+    def steps(self, optimizer: torch.optim.Optimizer, at: Progress, count: int) -> list[float]:
+        """The sums before each step, with the objective's memories held, which would move the goal."""
+        held = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
+        sums = []
+        for _ in range(count):
+            sums.append(self.step(optimizer, at))
+            for name, buffer in self.objective.named_buffers():
+                buffer.copy_(held[name])
+        return sums
+
     def trace(self, seed: int = 0) -> list[Any]:
-        """Terms at the start and, on other views of the same samples, later; then what leads the training."""
+        """Terms at each moment up to the start and, on other views of the same samples, later; then what
+        leads the training."""
         torch.manual_seed(seed)
-        views = self.batch, replace(self.batch, images=torch.randn_like(self.batch.images))
+        later = replace(self.batch, images=torch.randn_like(self.batch.images))
         terms = [
-            {name: term.item() for name, term in self.terms(at, view).items()}
-            for at, view in zip((START, LATER), views, strict=True)
+            {name: term.item() for name, term in self.terms(at, later if at == LATER else None).items()}
+            for at in self.moments
         ]
         return [*terms, self._route()]
 
@@ -126,7 +150,7 @@ class Bench:
         m, epochs = deepcopy(self.objective), [Progress(e, 10) for e in range(10)]
         route = [m.anchor(at, 5, lambda: [1.5] * 5) for at in epochs] if m.anchors(100) else []
         part = m.part()
-        told = part.config.model_dump() if part else None
+        told = (part.config.model_dump(), part.protocol()) if part else None
         return [
             m.first_stage(),
             m.anchors(100),
@@ -137,17 +161,17 @@ class Bench:
         ]
 
     def _taught(self, batch: Batch) -> Outputs:
-        assert isinstance(self.objective, Method)
         if self.peers:
             first, *others = (Outputs(peer(batch.images)) for peer in self.peers)
             return replace(first, more=tuple(others))
-        if not self.objective.teacher:
+        taught = self.objective
+        if not (taught.teacher if isinstance(taught, Method) else taught.generations()):
             return Outputs(torch.empty(0))
         out = through(self.catch_teacher, self.objective.inputs(batch))
         return out if self.part is None else extended(self.part, out)
 
     def _peers(self) -> int:
-        return self.objective.peers() if isinstance(self.objective, Method) else 0
+        return self.objective.peers()
 
 
 def variants(kind: type[Objective]) -> Iterator[tuple[str, Settings]]:

@@ -121,16 +121,41 @@ def test_taps_are_declared_in_the_order_of_the_network(spec: ModelSpec) -> None:
     assert sorted(spec.taps, key=lambda name: len(reached) - reached[::-1].index(name)) == list(spec.taps)
 
 
-def test_pre_tap_then_relu_is_the_tap(spec: ModelSpec) -> None:
+def test_pre_tap_is_the_stage_with_its_negative_responses(spec: ModelSpec) -> None:
     model = settled(build(spec))
     with torch.no_grad():
         out = catch(model, spec, list(spec.taps))(images(size(spec)))
     for stage in spec.stages:
-        before = f"{stage}.pre"
-        assert (before in spec.taps) == (spec.taps[stage].kind == "relu")
-        if before in spec.taps:
-            assert out[before].min() < 0
-            assert torch.equal(out[before].relu(), out[stage])
+        tap, pre = spec.taps[stage], spec.taps.get(f"{stage}.pre")
+        assert pre or tap.kind == "linear"
+        if pre is None:
+            continue
+        found = out[f"{stage}.pre"]
+        assert found.min() < 0
+        if tap.kind == "relu":
+            assert torch.equal(found.relu(), out[stage])
+        elif pre == tap:
+            assert torch.equal(found, out[stage])
+        else:
+            assert torch.equal(found, model.get_submodule(pre.norm)(out[stage]))
+
+
+def test_norms_are_the_last_in_front_of_their_taps(spec: ModelSpec) -> None:
+    model, calls = build(spec).eval(), []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, tap in spec.taps.items():
+        if tap.norm:
+            module = model.get_submodule(tap.module)
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        model(images(size(spec)))
+    for name, tap in spec.taps.items():
+        if tap.norm:
+            last = len(calls) - calls[::-1].index(name) - 1  # some networks call one ReLU more than once
+            assert calls[last - 1] == tap.norm
+            assert model.get_submodule(tap.norm).num_features == tap.channels
 
 
 def test_classifier_reads_embed(spec: ModelSpec) -> None:
@@ -232,7 +257,7 @@ def test_no_two_networks_are_printed_alike() -> None:
         ),
         ("cifar10", "mobilenetv2 resnet18 resnet34 resnet50 shufflenetv2 vgg8 vgg13 wrn_16_2 wrn_40_2"),
         (
-            "tinyimagenet",
+            "tiny_imagenet",
             "mobilenet=mobilenetv2 resnet18 resnet34 resnet50 shufflenetv2 vgg8 vgg13 wrn_16_2 wrn_40_2",
         ),
         (
@@ -247,6 +272,7 @@ def test_every_printed_network_is_registered(dataset: str, names: str) -> None:
         spec = meant(name, dataset, SPECS)
         assert spec is not None, name
         assert spec.name == (wanted or name)
+    assert all(dataset in registry.datasets.names() for spec in SPECS for dataset in spec.printed)
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,11 @@ def test_neither_workers_nor_batches_change_what_a_sample_looks_like(files, step
 
 
 def test_epochs_and_views_differ_and_repeat(files):
-    data = batches(files, second=())
+    data = batches(files, further=[()])
     first, again, other = (list(data.epoch(e)) for e in (0, 0, 1))
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
-    assert all(torch.equal(a.second, b.second) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].images, first[0].second)
+    assert all(torch.equal(a.views[0], b.views[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].images, first[0].views[0])
     assert not torch.equal(first[0].images, other[0].images)
 
 

@@ -109,14 +109,15 @@ def test_unit_norm_divides_by_the_norm_and_keeps_black():
     torch.testing.assert_close(out[2], expected)
 
 
-def test_a_second_view_is_there_when_asked_for_and_independent():
-    assert next(batches().epoch(0)).second is None
-    plain, both = list(batches(n=64).epoch(0)), list(batches(n=64, second=()).epoch(0))
+def test_further_views_are_there_when_asked_for_and_independent():
+    assert next(batches().epoch(0)).views == ()
+    plain, both = list(batches(n=64).epoch(0)), list(batches(n=64, further=[(), ()]).epoch(0))
     assert all(torch.equal(a.images, b.images) for a, b in zip(plain, both, strict=True))
-    assert not all(torch.equal(b.images, b.second) for b in both)
+    assert not all(torch.equal(b.images, b.views[0]) for b in both)
+    assert not all(torch.equal(b.views[1], b.views[0]) for b in both)
     flip = (Augmentation(name="flip", settings={"p": 1}),)
-    for batch in batches(steps=(), second=flip).epoch(0):
-        assert torch.equal(batch.second, batch.images.flip(3))
+    for batch in batches(steps=(), further=[flip]).epoch(0):
+        assert torch.equal(batch.views[0], batch.images.flip(3))
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])

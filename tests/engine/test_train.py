@@ -180,7 +180,7 @@ def test_nothing_changes_the_teacher(name, prepared, teacher, tmp_path):
     if t.teacher is None:
         assert not registry.methods.get(name).teacher
         return
-    first = t.teacher.model
+    first = t.teacher.models
     before = {k: v.clone() for k, v in first.state_dict().items()}
     file = teacher.model.read_bytes()
     t.train()

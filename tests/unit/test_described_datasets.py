@@ -75,6 +75,13 @@ def test_a_parquet_folder(config: Path, tmp_path: Path, place: str) -> None:
     assert np.array_equal(found.test.images[0, :, :, 0], grey)
 
 
+def test_a_parquet_file_is_of_one_split(config: Path, tmp_path: Path) -> None:
+    for word in ("train", "test"):
+        write_parquet(tmp_path / f"{word}-of-my-train.parquet", [encode(pixels(1, side=8)[0])], [0])
+    with pytest.raises(DataError, match=r"(?s)both 'train' and 'test' in its name.*test-of-my-train"):
+        prepare(describe(config, format="parquet", size=8), tmp_path, tmp_path / "out")
+
+
 def test_files_on_disk_are_indexed_not_copied(config: Path, tmp_path: Path) -> None:
     source = write_tree(tmp_path / "data", test="val", side=8)
     spec = describe(config, format="folder", size=7, test="val", on_disk=True)
@@ -111,7 +118,10 @@ def test_what_is_declared_is_checked(config: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine has 5 images of 8 x 8 x 3 in its train split, but 4"):
         prepare(spec, tmp_path / "data", tmp_path / "out")
     spec = describe(config, format="folder", size=9)
-    with pytest.raises(DataError, match=r"(?s)8 x 8 pixels, not 9 x 9.*0\.png"):
+    with pytest.raises(DataError, match=r"(?s)8 x 8 pixels, not 9 x 9.*0\.png.*resize: true"):
+        prepare(spec, tmp_path / "data", tmp_path / "out")
+    spec = describe(config, format="folder", size=8, num_classes=3)
+    with pytest.raises(DataError, match="mine has 3 classes, but the train split has images of 2"):
         prepare(spec, tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -134,6 +144,8 @@ def test_statistics_may_be_given_with_their_source(config: Path, tmp_path: Path)
         ({"formt": "folder", "size": 8}, "unknown key 'formt'"),
         ({"format": "parquet", "size": 8, "on_disk": True}, "on_disk goes with format: folder"),
         ({"format": "folder", "size": 8, "mean": [0.1, 0.2, 0.3]}, "mean, std and stats_source go together"),
+        ({"format": "folder", "size": 8, "label": "kind"}, "they go with format: parquet"),
+        ({"format": "parquet", "size": 8, "train": "test"}, "train and test are the same"),
         (
             {"format": "folder", "size": 8, "mean": [0.1], "std": [1], "stats_source": "x"},
             "3 numbers, one per channel",
@@ -166,11 +178,13 @@ def test_what_changes_the_images_changes_the_revision(config: Path) -> None:
 
 def test_its_card_and_line(config: Path) -> None:
     spec = describe(config, format="folder", size=8, licence="CC0")
-    assert one_line(spec) == "its classes, 3x8x8, its images"
+    assert one_line(spec) == "counted classes, 3x8x8, counted images"
     text = card("mine", config)
     assert "CC0" in text
     assert "train/CLASS/IMAGE and test/CLASS/IMAGE" in text
-    assert "Paper" not in text
+    assert not {"Paper", "Title", "Source"} & {line.partition(":")[0] for line in text.splitlines()}
+    describe(config, format="folder", size=8, title="Flowers", url="https://example.org")
+    assert card("mine", config).endswith("Title: Flowers\nSource: https://example.org")
 
 
 def test_a_study_may_name_it(config: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from kdpipe.core.errors import CheckpointError, ResultsError
 from kdpipe.core.files import write_json
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import RunPaths
-from kdpipe.evaluation import metrics
-from kdpipe.evaluation.evaluate import evaluate, load_predictions
+from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
+from kdpipe.evaluation.evaluate import evaluate, load_features, load_predictions
 
-N, CLASSES = 60, 7
+N, CLASSES, WIDTH = 60, 7, 9
 
 
 def arrays(seed=0, n=N, prefix="test"):
@@ -34,6 +34,32 @@ def make(root, status="finished", epoch=4, **stored):
     return run
 
 
+def reference(seed=5):
+    return np.random.default_rng(seed).dirichlet(np.ones(CLASSES), N).astype(np.float32)
+
+
+def features(seed=0, train=90):
+    """What `features.npz` holds beside a run of `arrays(seed)`."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)
+    found = {"weight": weight, "bias": rng.normal(size=CLASSES).astype(np.float32)}
+    for split, part in (("train", arrays(seed + 10, train, "train")), ("test", arrays(seed))):
+        noise = rng.normal(size=(len(part[f"{split}_labels"]), WIDTH))
+        found |= part | {f"{split}_features": (weight[part[f"{split}_labels"]] + noise).astype(np.float32)}
+    return found
+
+
+def with_features(run, seed=0, **changed):
+    np.savez(run.features, **(features(seed) | changed))
+    return run
+
+
+def named(**flags):
+    return {
+        name for name, m in METRICS.items() if all(getattr(m, flag) == is_ for flag, is_ in flags.items())
+    }
+
+
 @pytest.fixture
 def run(tmp_path):
     return make(tmp_path / "student")
@@ -44,9 +70,11 @@ def teacher(tmp_path):
     return make(tmp_path / "teacher", **arrays(seed=1))
 
 
-def test_every_measure_is_there_and_declared(run, teacher):
-    found = evaluate(run, teacher)
-    assert found["values"].keys() == METRICS.keys()
+def test_every_measure_is_there_and_declared(tmp_path, teacher):
+    run = with_features(make(tmp_path / "student", **arrays(), test_reference=reference()))
+    found = evaluate(run, with_features(teacher, seed=1))
+    assert found["values"].keys() == METRICS.keys() - named(of_training=True)
+    assert all(np.isfinite(value) for value in found["values"].values())
     assert json.loads(run.metrics.read_text()) == found
     assert (found["status"], found["epoch"], found["split"], found["samples"]) == ("finished", 4, "test", N)
     assert found["time"] > 1_700_000_000_000
@@ -58,8 +86,129 @@ def test_every_measure_is_there_and_declared(run, teacher):
 
 
 def test_without_a_teacher_exactly_its_measures_are_left_out(run):
-    missing = METRICS.keys() - evaluate(run)["values"].keys()
-    assert missing == {name for name, measure in METRICS.items() if measure.needs_teacher}
+    with_features(run)
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run)["values"].keys()
+    assert missing == named(needs_teacher=True, of_training=False) | named(needs_reference=True)
+
+
+def test_without_features_exactly_their_measures_are_left_out(run, teacher):
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run, teacher)["values"].keys()
+    assert missing == named(needs_features=True) | named(needs_reference=True)
+    with_features(run)  # the teacher has none
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run, teacher)["values"].keys()
+    assert missing == named(needs_features=True, needs_teacher=True) | named(needs_reference=True)
+
+
+def test_the_measures_of_predictions(tmp_path, teacher):
+    run = make(tmp_path / "student", **arrays(), test_reference=reference())
+    values = evaluate(run, teacher)["values"]
+    z, y, t = (arrays()["test_logits"], arrays()["test_labels"], arrays(seed=1)["test_logits"])
+    scaled, _ = metrics.cross_scaled(z, y)
+    assert values["ece_mass"] == calibration.ece_equal_mass(z, y)
+    assert values["eaurc_ts"] == calibration.excess_aurc(scaled, y)
+    assert values["brier_ts"] == metrics.brier(scaled, y)
+    assert values["aurc"] == calibration.aurc(z, y)
+    assert values["entropy"] == soft_labels.entropy(z)
+    assert values["off_label"] == soft_labels.off_label(z, y)
+    assert values["tv_reference"] == soft_labels.total_variation(z, reference())
+    assert values["kl_reference"] == soft_labels.kl_reference(z, reference())
+    assert values["correlation_gap"] == geometry.correlation_gap(z, t)
+
+
+def test_the_measures_of_features(run, teacher):
+    own, theirs = features(0), features(1)
+    values = evaluate(with_features(run), with_features(teacher, seed=1))["values"]
+    h, y, w, b = (own[name] for name in ("train_features", "train_labels", "weight", "bias"))
+    assert values["nc1"] == geometry.nc1(h, y)
+    assert values["nc4"] == geometry.nc4(h, y, w, b)
+    assert values["etf_distance"] == geometry.etf_distance(w)
+    assert values["train_d_ratio"] == geometry.contrast(h, y).ratio.mean()
+    assert values["d_inter"] == geometry.contrast(own["test_features"], own["test_labels"]).inter.mean()
+    assert values["train_top1"] == metrics.top_k(own["train_logits"], y)
+    assert values["train_agreement"] == metrics.agreement(own["train_logits"], theirs["train_logits"])
+    assert values["train_kl_teacher"] == metrics.kl_divergence(own["train_logits"], theirs["train_logits"])
+    before = {name: values[name] for name in METRICS if not METRICS[name].needs_features and name in values}
+    run.features.unlink()
+    assert evaluate(run, teacher)["values"] == before
+
+
+def test_what_these_data_do_not_define_is_left_out(run):
+    flat = {
+        f"{split}_features": np.zeros((n, WIDTH), np.float32) for split, n in (("train", 90), ("test", N))
+    }
+    values = evaluate(with_features(run, **flat))["values"]
+    assert named(needs_features=True, needs_teacher=False) - values.keys() == {
+        "nc1",
+        "nc2",
+        "nc2_norms",
+        "nc3",
+    }
+    assert values["d_ratio"] == 1
+
+
+def test_one_image_alone_can_be_evaluated(tmp_path):
+    one = {name: array[:1] for name, array in arrays().items()}
+    run = make(tmp_path / "run", **one)
+    stored = {name: a[:1] if name.startswith("t") else a for name, a in features().items()}
+    np.savez(run.features, **stored)
+    values = evaluate(run)["values"]
+    assert not {"d_ratio", "train_d_ratio", "nc1"} & values.keys()
+    assert {"aurc", "ece_mass_ts", "nc4", "etf_distance", "train_entropy"} <= values.keys()
+
+
+def test_features_that_are_not_finite_leave_the_run_its_other_measures(run):
+    bad = features()["train_features"]
+    bad[2, 3] = np.inf
+    found = evaluate(with_features(run, train_features=bad))
+    assert found["status"] == "finished"
+    assert not named(needs_features=True) & found["values"].keys()
+
+
+def test_features_are_in_order_of_image(run):
+    before = evaluate(with_features(run))["values"]
+    order = np.random.default_rng(0).permutation(90)
+    mixed = {name: array[order] for name, array in features().items() if name.startswith("train")}
+    assert evaluate(with_features(run, **mixed))["values"] == pytest.approx(before)
+    found, h = load_features(run.features, "train")
+    np.testing.assert_array_equal(h, features()["train_features"])
+    np.testing.assert_array_equal(found.index, np.arange(90))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"train_features": np.zeros((90, 2, 2), np.float32)}, "not numbers of shape"),
+        ({"train_features": np.zeros((89, WIDTH), np.float32)}, "not numbers of shape"),
+        ({"train_features": np.zeros((90, WIDTH), int)}, "not numbers of shape"),
+        ({"train_features": np.zeros((90, WIDTH + 1), np.float32)}, "classifier of shape"),
+        ({"bias": np.zeros(CLASSES + 1)}, "classifier of shape"),
+        ({"test_index": np.arange(1, N + 1)}, "predictions and features predict other images"),
+    ],
+)
+def test_features_that_do_not_fit(run, changed, words):
+    with pytest.raises(CheckpointError, match=words):
+        evaluate(with_features(run, **changed))
+
+
+def test_features_that_lack_an_array_or_are_of_other_training_images(run, teacher):
+    np.savez(run.features, **{name: a for name, a in features().items() if name != "weight"})
+    with pytest.raises(CheckpointError, match="lack an array: weight"):
+        evaluate(run)
+    with_features(teacher, **{"train_index": np.arange(1, 91)})
+    with pytest.raises(CheckpointError, match="student and teacher predict other images"):
+        evaluate(with_features(run), teacher)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (np.ones((N, CLASSES)), "sums other than 1"),
+        (np.ones((N, 2)) / 2, "reference distributions are float64"),
+    ],
+)
+def test_references_that_are_no_distributions(tmp_path, wrong, words):
+    with pytest.raises(CheckpointError, match=words):
+        evaluate(make(tmp_path / "run", **arrays(), test_reference=wrong))
 
 
 def test_the_networks_size_is_copied_from_the_provenance(run):
@@ -194,5 +343,19 @@ def test_measures_are_declared_with_care():
         assert name.isidentifier()
         assert measure.title
         assert measure.about
-        assert measure.unit in ("%", "nats", "")
+        assert measure.unit in ("%", "nats", "ms", "MiB", "")
         assert 0 <= measure.decimals <= 4
+
+
+def test_the_cost_of_a_training_is_among_its_measures(run, teacher):
+    phases = {f"ms_{name}": 1.5 for name in ("data", "student", "teacher", "loss", "backward", "optimizer")}
+    record = {
+        "cost": {**phases, "memory_mib": 300.0, "extra_parameters": 7},
+        "model": {"parameters": 10, "multiply_adds": 20, "fingerprint": "10-abc"},
+    }
+    run.provenance.write_text(json.dumps(record))
+    values = evaluate(run, teacher)["values"]
+    assert values["ms_step"] == 9
+    assert named(of_training=True) <= values.keys()
+    run.provenance.write_text(json.dumps({"model": record["model"]}))
+    assert "ms_step" not in evaluate(run, teacher)["values"]

@@ -22,7 +22,7 @@ from kdpipe.core.files import sha256
 from kdpipe.core.paths import ImportPaths, RunPaths
 from kdpipe.core.registry import datasets, models
 from kdpipe.engine.batches import preprocessing
-from kdpipe.engine.importing import Inert, adopt, import_checkpoint, read_checkpoint
+from kdpipe.engine.importing import Inert, adopt, identity, import_checkpoint, read_checkpoint
 from kdpipe.engine.predict import predict
 from kdpipe.engine.prepare import Prepared, load, prepare, select
 from kdpipe.engine.weights import load_weights
@@ -31,7 +31,9 @@ from kdpipe.plan.imported import imported_run
 
 State = dict[str, Tensor]
 CLASSES, CHANNELS = 10, 1
-SETTINGS = argparse.Namespace(model="resnet8", learning_rate=0.05, lr_decay_epochs=[150, 180, 210])
+SETTINGS = argparse.Namespace(
+    model="resnet8", learning_rate=0.05, epochs=[150, 180], folder=Path("save"), rates=np.ones(2)
+)
 
 
 def network(name: str = "resnet8", classes: int = CLASSES, seed: int = 0) -> nn.Module:
@@ -111,10 +113,9 @@ def bring(tmp_path: Path) -> Callable[..., tuple[nn.Module, dict[str, Any]]]:
     def run(file: Path, name: str = "resnet8", **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         store = ImportPaths(tmp_path / "store" / name)
         spec = models.get(name)
-        hashed = sha256(file) if file.is_file() else ""
         try:
             origin = import_checkpoint(
-                file, spec, "digits", CLASSES, CHANNELS, store, file_hash=hashed, **options
+                file, spec, "digits", CLASSES, CHANNELS, store, file_hash=identity(file), **options
             )
         except CheckpointError:
             assert not store.root.exists(), "something was stored"
@@ -150,6 +151,13 @@ def test_safetensors(tmp_path: Path, bring: Any) -> None:
     model = network()
     save_file(model.state_dict(), tmp_path / "file.safetensors")
     assert torch.equal(logits(bring(tmp_path / "file.safetensors")[0]), logits(model))
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.SafeTensors"])
+def test_safetensors_of_another_name(tmp_path: Path, bring: Any, name: str) -> None:
+    model = network()
+    save_file(model.state_dict(), tmp_path / name)
+    assert torch.equal(logits(bring(tmp_path / name)[0]), logits(model))
 
 
 def test_half_precision_is_widened(tmp_path: Path, bring: Any) -> None:
@@ -262,8 +270,15 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not finite": (saved(with_nan()), "the weights are not finite: layer2.0.conv1.weight"),
     "truncated": (cut(saved(network().state_dict()), 0.7), "truncated or no checkpoint"),
     "truncated, old format": (cut(old_format, 0.7), "truncated or no checkpoint"),
-    "empty": (lambda file: file.write_bytes(b""), "truncated or no checkpoint"),
-    "text": (lambda file: file.write_text("version https://git-lfs"), "truncated or no checkpoint"),
+    "empty": (lambda file: file.write_bytes(b""), "the file is empty"),
+    "a folder": (Path.mkdir, "it is a folder"),
+    "text": (lambda file: file.write_text("version https://git-lfs"), "truncated or no checkpoint\n"),
+    "an image": (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n"), "truncated or no checkpoint\n"),
+    "a pickle": (lambda file: file.write_bytes(pickle.dumps({"a": 1})), "truncated or no checkpoint\n"),
+    "two heads": (
+        saved(renamed(network().state_dict(), "fc.", "linear.") | {"head.weight": torch.zeros(10, 64)}),
+        "it has besides linear.weight, head.weight",
+    ),
     "no tensors": (saved({"epoch": 3, "lr": 0.1}), "holds no state dict: its keys are epoch, lr"),
     "a list": (saved([1, 2]), "holds no state dict: it is a list"),
     "a whole module": (saved(network()), r"asks for 'kdpipe.models.resnet_cifar.ResNet', which may run code"),
@@ -293,6 +308,18 @@ def test_a_part_can_be_chosen(tmp_path: Path, bring: Any) -> None:
     torch.save({"model": under("module.", both)}, tmp_path / "file")
     imported, _ = bring(tmp_path / "file", part="teacher")
     assert torch.equal(logits(imported), logits(teacher))
+
+
+def test_a_file_is_one_teacher(tmp_path: Path, bring: Any) -> None:
+    both = under("student.", network().state_dict()) | under("teacher.", network(seed=2).state_dict())
+    torch.save(both, tmp_path / "file")
+    _, origin = bring(tmp_path / "file", part="teacher")
+    store = ImportPaths(tmp_path / "store" / "resnet8")
+    import_again = (tmp_path / "file", models.get("resnet8"), "digits", CLASSES, CHANNELS, store)
+    for part in (None, "teacher"):
+        assert import_checkpoint(*import_again, file_hash="", part=part) == origin
+    with pytest.raises(CheckpointError, match="one teacher, and of this one the part 'teacher' was imported"):
+        import_checkpoint(*import_again, file_hash="", part="student")
 
 
 def test_a_part_that_is_not_there(tmp_path: Path, bring: Any) -> None:

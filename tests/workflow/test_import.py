@@ -71,6 +71,16 @@ def test_another_network_is_one_message(project, checkpoint):
     assert not (project.root / "results").exists()
 
 
+@pytest.mark.parametrize("file", ["nowhere.pth", "config", "config/config.yaml"])
+def test_no_checkpoint_is_one_message(project, file):
+    done = bring(project, file)
+    assert done.returncode == 2
+    assert done.stderr.count("error") == 1
+    assert file in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project.root / "results").exists()
+
+
 def test_what_is_printed_makes_a_plan_that_trains_no_teacher(project, checkpoint):
     done = bring(project, checkpoint, "--label", "theirs")
     assert done.returncode == 0, done.stderr

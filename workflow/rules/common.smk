@@ -80,6 +80,16 @@ def teacher_predictions(wildcards):
     return f"{teacher_of(wildcards.run)}/predictions.npz"
 
 
+def features_of(run, epoch=None):
+    """The features that the measures of a run or sampled checkpoint need, and those of its teacher."""
+    if not PLAN.runs[run].features:
+        return []
+    places = [PLAN.place(run, epoch)]
+    if epoch is None and PLAN.runs[run].teacher is not None:
+        places.append(PLAN.teacher_place(run))
+    return [f"{RESULTS}/{place}/features.npz" for place in places]
+
+
 def measures_of(study):
     """The metrics files that fill a study's cells."""
     return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]

@@ -1,6 +1,7 @@
 rule train_teacher:
     input:
         data=lambda w: f"{data_of(w.teacher)}/meta.json",
+        teacher=lambda w: teacher_stamps(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
@@ -24,13 +25,15 @@ rule train_teacher:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
         keep=lambda w, input: ",".join(map(str, PLAN.runs[w.teacher].keep)),
+        teacher=lambda w, input: taught_by(w.teacher),
+        gradients=lambda w, input: PLAN.runs[w.teacher].gradients,
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:
         "train {wildcards.teacher}"
     shell:
         "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
-        " --device {params.device} --threads {threads} --log {log:q}"
+        " {params.teacher} --device {params.device} --threads {threads} --gradients {params.gradients} --log {log:q}"
 
 
 rule train_part:
@@ -124,9 +127,10 @@ rule sample_checkpoint:
         device=lambda w, input: CONFIG.device,
         data=subpath(input.data, parent=True),
         out=subpath(input.model, parent=True),
+        teacher=lambda w, input: taught_by(w.teacher),
         epoch=lambda w: int(w.epoch),
     message:
         "sample epoch {params.epoch} of {wildcards.teacher}"
     shell:
         "kdpipe sample --run {params.run:q} --out {params.out:q} --data {params.data:q} --epoch {params.epoch}"
-        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+        " {params.teacher} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
