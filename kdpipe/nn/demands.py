@@ -85,8 +85,8 @@ def demands(method: Method, student: Network, teacher: Network, samples: int) ->
 
 def _batch(method: Method, student: Network, data: DataInfo) -> Batch:
     images, index = torch.randn(SIZE, *student.image_shape), torch.arange(SIZE)
-    second = None if method.second_view is None else torch.randn_like(images)
-    return Batch(images, data.labels[index], index, second)
+    views = tuple(torch.randn_like(images) for _ in method.views)
+    return Batch(images, data.labels[index], index, views)
 
 
 def _own(

@@ -109,8 +109,8 @@ class Trial:
         self.part = equip(self.method, self.student, self.teacher, data)
         self.method.train()
         images, index = self.student.images, torch.arange(SIZE)
-        second = None if kind.second_view is None else torch.randn_like(images)
-        self.batch = Batch(images, data.labels[index], index, second)
+        views = tuple(torch.randn_like(images) for _ in kind.views)
+        self.batch = Batch(images, data.labels[index], index, views)
 
     def check(self) -> None:
         """Terms and gradients are finite in the first stage, where there is one, and after it."""
