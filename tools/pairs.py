@@ -31,14 +31,14 @@ PRINTED = {  # data set -> teacher and student, as the papers print them, homoge
         ("resnet32x4", "shufflenetv2"),  # also SoTeacher, Table 1
         *MICC,  # Tables 1 and 2, of which DHKD and SoTeacher have the same
     ),
-    "tinyimagenet": (RESNET, *MICC),  # SoTeacher, Table 2; MICC, Tables 1 and 2
+    "tiny_imagenet": (RESNET, *MICC),  # SoTeacher, Table 2; MICC, Tables 1 and 2
     "imagenet": (RESNET, ("resnet50", "mobilenet")),  # DHKD, Tables 3 and 4
     "cifar10_two_class": (("two_layer_100", "two_layer_20"),),  # the kernel regime, Section 4
 }
 TITLES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
-    "tinyimagenet": "Tiny ImageNet",
+    "tiny_imagenet": "Tiny ImageNet",
     "imagenet": "ImageNet",
     "cifar10_two_class": "CIFAR-10, two classes",
 }

@@ -28,7 +28,7 @@ def cases() -> Iterator[object]:
     """Every pair once, with the side of its images; those that change with the side twice."""
     for name, pair in pairs.distinct().items():
         yield pytest.param(pair, 64 if pair[0].side > 64 else 32, id=name)
-    for pair in pairs.pairs("tinyimagenet"):
+    for pair in pairs.pairs("tiny_imagenet"):
         if any(tap.stride_64 for spec in pair for tap in spec.taps.values()):
             yield pytest.param(pair, 64, id=f"{pair[0].name}-{pair[1].name}-64")
 

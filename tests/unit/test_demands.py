@@ -80,15 +80,14 @@ class Greedy(Method):
 
     name = "greedy"
     paper = PAPER
-    second_view = ()
+    views = ((),)
     bank: Tensor
 
     def part(self) -> Part:
         return Part()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        assert batch.second is not None
-        return torch.cat([batch.images, batch.second, batch.second]), batch.second
+        return torch.cat([batch.images, batch.views[0], batch.views[0]]), batch.views[0]
 
     def build(self, student: Shapes, teacher: Shapes, data: DataInfo) -> None:
         assert teacher["mapped"] == (7,)
