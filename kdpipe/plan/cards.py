@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdpipe.api.dataset import Dataset, DatasetSpec, RegressionSpec
 from kdpipe.api.model import ModelSpec, Tap
 from kdpipe.api.objective import Objective
-from kdpipe.api.settings import field_note
+from kdpipe.api.settings import Paper, field_note
 from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.registry import REGISTRIES
 from kdpipe.core.specs import Augmentation, Protocol
@@ -80,16 +80,23 @@ def card_of(kind: str, name: str, folder: Path) -> str:
 def one_line(plugin: Any) -> str:
     """A plug-in in one line."""
     if isinstance(plugin, ModelSpec):
-        first, *others = plugin.paper.authors.split(", ")
-        authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
-        return f"{plugin.params:>12,} parameters (100 classes)  {authors} {plugin.paper.year}"
+        return f"{plugin.params:>12,} parameters (100 classes)  {_cited(plugin.paper)}"
     if isinstance(plugin, DatasetSpec):
         shape = "x".join(map(str, plugin.shape))
         sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "counted"
         return f"{plugin.num_classes or 'counted'} classes, {shape}, {sizes} images"
     if isinstance(plugin, RegressionSpec):
         return f"{plugin.about}, {plugin.samples} samples"
-    return (inspect.getdoc(plugin) or "").splitlines()[0]
+    about = (inspect.getdoc(plugin) or "").splitlines()[0]
+    status = f"unsettled: {plugin.unsettled}" if plugin.unsettled else "checked"
+    return f"{about} [{_cited(plugin.paper)}; {status}]"
+
+
+def _cited(paper: Paper) -> str:
+    """Authors and year, as a text cites them."""
+    first, *others = paper.authors.split("; ")[0].split(", ")
+    authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
+    return f"{authors} {paper.year}"
 
 
 def _is_family(kind: str, name: str) -> bool:
@@ -105,6 +112,8 @@ def _is_family(kind: str, name: str) -> bool:
 
 def _objective(plugin: Any) -> str:
     lines = [f"{plugin.name} (revision {plugin.revision})", "", inspect.getdoc(plugin) or "", ""]
+    if plugin.unsettled:
+        lines += [f"Unsettled: {plugin.unsettled}", ""]
     fields = plugin.Config.model_fields
     if fields:
         lines.append("Settings:")
