@@ -422,6 +422,31 @@ def table(
 
 
 @app.command()
+def figure(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    name: Annotated[str, typer.Argument(help="reliability, tsne, correlation or gradients")],
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+) -> None:
+    """Draw a diagram of a study's networks from what is there.
+
+    Example: kdpipe figure digits_demo reliability
+    """
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.tables.gallery import DRAWN, draw_diagram
+
+    if name not in DRAWN:
+        raise UnknownNameError.of("figure", name, DRAWN)
+    override = override if plan_file else [*override, f"study={study}"]
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    if study not in resolved.studies:
+        raise UnknownNameError.of("study", study, resolved.studies)
+    print("\n".join(map(str, draw_diagram(name, resolved.studies[study], resolved, root))))
+
+
+@app.command()
 def report(
     config: ConfigFile = CONFIG,
     override: Override = [],  # noqa: B006

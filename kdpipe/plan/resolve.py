@@ -127,7 +127,7 @@ class _StudyResolver:
 
     def _observe(self) -> None:
         """Note what the study wants to see of its runs beside their predictions."""
-        features = any(METRICS[m].needs_features for m in self.study.metrics)
+        features = "tsne" in self.study.figures or any(METRICS[m].needs_features for m in self.study.metrics)
         for name, planned in self.runs.items():
             own = features and planned.run.kind != "part"
             self.runs[name] = replace(planned, features=own, gradients=self.study.gradients)

@@ -108,6 +108,9 @@ class Study(Frozen):
         {}, description="settings by recipe or method name, for all its entries"
     )
     curves: tuple[Curve, ...] = Field((), description="checkpoint-sampling curves")
+    figures: tuple[Literal["reliability", "tsne", "correlation", "gradients"], ...] = Field(
+        (), description="diagrams of the first pair and seed, beside the learning curves"
+    )
     gradients: int = Field(
         0, ge=0, description="compare the loss terms' gradients every so many epochs; 0 is never"
     )

@@ -35,6 +35,7 @@ wildcard_constraints:
     epoch=r"\d{4}",
     study=r"[^/]+",
     data=r"[^/]+",
+    diagram=r"reliability|tsne|correlation|gradients",
 
 
 # Snakemake compares `params` between calls, except those of functions that read `input`. So the settings
@@ -93,3 +94,14 @@ def features_of(run, epoch=None):
 def measures_of(study):
     """The metrics files that fill a study's cells."""
     return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]
+
+
+def diagrams():
+    """The figures that the studies name."""
+    return [f"{RESULTS}/studies/{name}/{d}.svg" for name, s in PLAN.studies.items() for d in s.study.figures]
+
+
+def diagram_inputs(study, diagram):
+    """What a study's figure is drawn from: measured runs, and their features where it shows those."""
+    runs = PLAN.studies[study].runs() if diagram == "tsne" else []
+    return [*measures_of(study), *(f"{RESULTS}/runs/{run}/features.npz" for run in runs)]
