@@ -87,7 +87,7 @@ def _config(file: Path, override: list[str]) -> Config:
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, recipes, models, datasets, protocols or studies")
+        str, typer.Argument(help="methods, recipes, parts, models, datasets, protocols or studies")
     ] = "all",
     folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
@@ -115,14 +115,36 @@ def list_(
 def show(
     name: Annotated[str, typer.Argument(help="a method, recipe, model, data set, protocol or study")],
     folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
+    pair: Annotated[
+        str | None,
+        typer.Option(metavar="TEACHER/STUDENT", help="networks for which a method's costs are shown"),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="classes for which they are shown")] = 100,
 ) -> None:
-    """Show a card: what it is, its settings with sources, its taps, its paper.
+    """Show a card: what it is, its settings with sources, its taps, its paper, what it costs.
 
-    Example: kdpipe show dkd
+    Example: kdpipe show fitnet --pair wrn_40_2/wrn_16_2
     """
     from kdpipe.plan.cards import card
 
-    print(card(name, folder))
+    print(card(name, folder, pair, classes))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method")],
+    name: Annotated[str, typer.Argument(help="its name: small letters, digits and _")],
+    folder: Annotated[
+        Path | None, typer.Option(help="a plug-in folder of your own, instead of kdpipe itself")
+    ] = None,
+) -> None:
+    """Write a new plug-in that works at once, to be changed.
+
+    Example: kdpipe new method my_method --folder mine
+    """
+    from kdpipe.plan.new import new as write_new
+
+    print(write_new(kind, name, folder))
 
 
 @app.command()
@@ -279,6 +301,9 @@ def train(
     ] = [],  # noqa: B006 (typer reads the default once)
     part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
     keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20:float16")] = "",
+    gradients: Annotated[
+        int, typer.Option(help="compare the loss terms' gradients every so many epochs")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
@@ -296,7 +321,9 @@ def train(
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
-        Trainer(planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half).train()
+        Trainer(
+            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients
+        ).train()
 
 
 @app.command()
@@ -357,6 +384,23 @@ def choose(
 
 
 @app.command()
+def features(
+    run: Annotated[str, typer.Option(help="the run as JSON")],
+    weights: Annotated[Path, typer.Option(help="its weights, or those of one of its epochs")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Store a network's features, for the measures that need them."""
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.features import save_features
+    from kdpipe.engine.prepare import load
+
+    save_features(out, Run.model_validate_json(run), weights, load(data), _machine(device, threads))
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Option(help="folder of the run or sampled checkpoint")],
     teacher: Annotated[Path | None, typer.Option(help="folder of its teacher")] = None,
@@ -393,6 +437,31 @@ def table(
     else:
         render(resolved.studies[study], resolved, root)
         print(root.study(study))
+
+
+@app.command()
+def figure(
+    study: Annotated[str, typer.Argument(help="name of the study")],
+    name: Annotated[str, typer.Argument(help="reliability, tsne, correlation or gradients")],
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+) -> None:
+    """Draw a diagram of a study's networks from what is there.
+
+    Example: kdpipe figure digits_demo reliability
+    """
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.tables.gallery import DRAWN, draw_diagram
+
+    if name not in DRAWN:
+        raise UnknownNameError.of("figure", name, DRAWN)
+    override = override if plan_file else [*override, f"study={study}"]
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    if study not in resolved.studies:
+        raise UnknownNameError.of("study", study, resolved.studies)
+    print("\n".join(map(str, draw_diagram(name, resolved.studies[study], resolved, root))))
 
 
 @app.command()

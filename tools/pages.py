@@ -1,17 +1,19 @@
-"""docs/plugins: one page per plug-in and protocol, with what `kdpipe show` says, and an index."""
+"""docs/plugins: what `kdpipe show` says of each plug-in and protocol, an index, and a table of pairs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kdpipe.core.registry import REGISTRIES
+from kdpipe.core.registry import REGISTRIES, methods
 from kdpipe.plan.cards import card_of, members
+from tools import pairs
 
 FOLDER = "docs/plugins"
 MADE = "<!-- Made by `make docs`; do not edit. -->"
 KINDS = {
     "methods": "Methods: ways to distil a student",
     "recipes": "Recipes: ways to train a teacher",
+    "parts": "Parts: what some methods train on top of a teacher",
     "models": "Models",
     "datasets": "Data sets",
     "protocols": "Protocols: optimiser, schedule, batches, augmentation",
@@ -35,6 +37,7 @@ INDEX = """\
 {made}
 
 One page each, with what `kdpipe show NAME` prints; `kdpipe list` prints this list.
+[Which method distils which pair](pairs.md) of the papers' networks.
 {sections}
 """
 
@@ -53,7 +56,9 @@ def files(root: Path) -> dict[str, str]:
             pages[f"{FOLDER}/{kind}/{name}.md"] = PAGE.format(
                 name=name, made=MADE, kind=kind, file=file, card=card.rstrip()
             )
-    return {f"{FOLDER}/index.md": INDEX.format(made=MADE, sections="\n".join(sections)), **pages}
+    named = [name for name in methods.names() if place("methods", name, root)]
+    index = INDEX.format(made=MADE, sections="\n".join(sections))
+    return {f"{FOLDER}/index.md": index, **pages, **pairs.files(MADE, named)}
 
 
 def place(kind: str, name: str, root: Path) -> str | None:

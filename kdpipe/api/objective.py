@@ -32,6 +32,7 @@ class Objective(nn.Module):
         name: registry name.
         paper: where it comes from.
         revision: bump when the same settings give other numbers.
+        unsettled: what of it could not be checked against its source; empty where all was.
         Config: its settings, a frozen `Settings` class.
         published: settings that the literature gives for some pairs.
         views: what makes the further views that batches shall carry: for each, the protocol's augmentation
@@ -42,6 +43,7 @@ class Objective(nn.Module):
     name: ClassVar[str] = ""
     paper: ClassVar[Paper]
     revision: ClassVar[int] = 1
+    unsettled: ClassVar[str] = ""
     published: ClassVar[tuple[Published, ...]] = ()
     views: tuple[tuple[Augmentation, ...], ...] = ()
     memory: dict[str, Memory]

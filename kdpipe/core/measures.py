@@ -19,6 +19,7 @@ class Measure:
         needs_teacher: whether it compares a student with its teacher.
         needs_features: whether it is computed from `features.npz`, which a run has only when asked for.
         needs_reference: whether it needs the images' true label distributions.
+        of_training: whether it is of the training, and so missing where a network was imported.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Measure:
     needs_teacher: bool = False
     needs_features: bool = False
     needs_reference: bool = False
+    of_training: bool = False
 
 
 METRICS: dict[str, Measure] = {
@@ -236,5 +238,39 @@ METRICS: dict[str, Measure] = {
         4,
         "distance of the classifier's products to those of a simplex ETF, 0 to 1.41",
         needs_features=True,
+    ),
+    "parameters": Measure("parameters", "", None, 0, "trainable parameters of the network", of_training=True),
+    "extra_parameters": Measure(
+        "extra parameters", "", "lower", 0, "parameters trained beside the network's own", of_training=True
+    ),
+    "multiply_adds": Measure(
+        "multiply-adds", "", None, 0, "multiply-adds of one image's forward pass", of_training=True
+    ),
+    "ms_step": Measure(
+        "step", "ms", "lower", 1, "time of a training step, all phases, on its machine", of_training=True
+    ),
+    "ms_data": Measure("data", "ms", "lower", 1, "time that a step waits for its batch", of_training=True),
+    "ms_student": Measure(
+        "student", "ms", "lower", 1, "time of a step's forward pass of the network", of_training=True
+    ),
+    "ms_teacher": Measure(
+        "teacher",
+        "ms",
+        "lower",
+        1,
+        "time of a step's forward pass of the teacher",
+        needs_teacher=True,
+        of_training=True,
+    ),
+    "ms_loss": Measure("loss", "ms", "lower", 1, "time that a step takes for its loss", of_training=True),
+    "ms_backward": Measure("backward", "ms", "lower", 1, "time of a step's backward pass", of_training=True),
+    "ms_optimizer": Measure("optimiser", "ms", "lower", 1, "time of the optimiser's step", of_training=True),
+    "memory_mib": Measure(
+        "memory",
+        "MiB",
+        "lower",
+        0,
+        "peak memory of the training: of the device, else of the process",
+        of_training=True,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
 from kdpipe.engine.predict import Scores, autocast, predict, save_predictions
 from kdpipe.engine.prepare import Prepared, select
+from kdpipe.engine.profile import Profile
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import load_weights, save_weights
 from kdpipe.nn.cost import cost
+from kdpipe.nn.gradients import compared
 from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
 
 GAP_SAMPLES = 1000  # training images on which the distance to each anchor is measured
@@ -71,6 +73,8 @@ class Trainer:
         observers: who is told how it goes.
         stop: asks for a clean stop.
         part: weights of what was trained on top of the teacher, for a method that needs it.
+        gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
+            no number of the training.
     """
 
     run: Run
@@ -83,6 +87,7 @@ class Trainer:
     stop: Stop = field(default_factory=Stop)
     part: Path | None = None
     keep_half: Sequence[int] = ()
+    gradients: int = 0
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -112,6 +117,8 @@ class Trainer:
         self.meter = Meter(self.device)
         self.seconds = 0.0
         self.stopped = False  # by the objective
+        self.watched: Row = {}
+        self.profile = Profile(self.device)
 
     def _build(self) -> None:
         """Make the network, its peers and what the objective trains beside them."""
@@ -197,24 +204,34 @@ class Trainer:
         if isinstance(self.objective, Recipe):
             batch = self.objective.transform(batch, at)
         inputs = self.objective.inputs(batch)
-        s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
-        terms = self._terms(s, inputs, batch, at)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.backward(terms, self.trainable)
-        self.optimizer.step()
-        self.meter.add(terms, batch.labels, s.logits if s else None)
+        with self.profile.phase("student"):
+            s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
+        with self.profile.phase("teacher"):
+            t = self._taught(inputs, batch)
+        with self.profile.phase("loss"):
+            terms = self._terms(s, t, batch, at)
+        if self.gradients and at.step == 0 and (at.epoch + 1) % self.gradients == 0:
+            self.watched = compared(terms, self.trainable)
+        with self.profile.phase("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.backward(terms, self.trainable)
+        with self.profile.phase("optimizer"):
+            self.optimizer.step()
+            self.meter.add(terms, batch.labels, s.logits if s else None)
+        self.profile.next()
         return terms
 
-    def _terms(
-        self, s: Outputs | None, inputs: Sequence[Tensor], batch: Batch, at: Progress
-    ) -> dict[str, Tensor]:
-        objective = self.objective
-        t = Outputs(batch.images.new_empty(0))
+    def _taught(self, inputs: Sequence[Tensor], batch: Batch) -> Outputs:
+        """Outputs of the teacher or of the peers; empty logits without either."""
         if self.teacher:
-            t = self.teacher(inputs, batch.index)
-        elif self.peers:
+            return self.teacher(inputs, batch.index)
+        if self.peers:
             first, *others = (self._through(peer, inputs) for peer in self.catch_peers)
-            t = replace(first, more=tuple(others))
+            return replace(first, more=tuple(others))
+        return Outputs(batch.images.new_empty(0))
+
+    def _terms(self, s: Outputs | None, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        objective = self.objective
         if s is None:
             assert isinstance(objective, TeacherPart)
             return objective.loss(t, batch, at)
@@ -236,6 +253,7 @@ class Trainer:
         self.objective.memory = self.memory.open(epoch)
         if not start:
             self.meter.reset()
+            self.watched = {}
             torch.manual_seed(stream_seed(spec.seed, "method", epoch))
             self._choose_anchor(at)
         lr = rate(spec.protocol, epoch)
@@ -247,20 +265,30 @@ class Trainer:
             group["lr"] = lr
         for network in (self.model, self.objective, self.peers):
             network.train()
-        for step, batch in enumerate(self.batches.epoch(epoch, start), start):
+        for step, batch in enumerate(self._dealt(epoch, start), start):
             self.step(batch, replace(at, step=step))
             if self.stop.requested:
                 self.seconds = time.monotonic() - begun
                 self.memory.flush()
                 store.save(self._state(epoch, step + 1))
                 raise Interrupted(f"{self.run.label}: stopped in epoch {epoch + 1}; run it again to go on")
-        row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means()}
+        row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means(), **self.watched}
         self.memory.flush()
         if self.model is not self.objective and epoch >= 0:
             row |= self.scores(self.model)
         row["seconds"] = time.monotonic() - begun
         self.history.append(row)
         self.seconds = 0.0
+
+    def _dealt(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The epoch's batches."""
+        batches = self.batches.epoch(epoch, start)
+        while True:
+            with self.profile.phase("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     @property
     def _collapsed(self) -> bool:
@@ -329,6 +357,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "meter": self.meter.sums,
+            "watched": self.watched,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -344,6 +373,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
         self.stopped = state["stopped"]
+        self.watched = state["watched"]
         self.seconds = state["seconds"]
         self.meter.sums = {k: v.to(self.device) for k, v in state["meter"].items()}
         torch.set_rng_state(state["rng"])
@@ -364,6 +394,7 @@ class Trainer:
             "seconds": sum(row["seconds"] for row in self.history),
             "data": self.prepared.checksums,
             "teacher": [sha256(weights) for weights in self.teachers],
+            "cost": self._costs(),
         }
         ref = self.run.spec.teacher
         if ref and ref.choice:
@@ -398,6 +429,12 @@ class Trainer:
         with autocast(self.run.spec.protocol, self.device):
             for batch in self.batches.epoch(epoch):
                 self.model(batch.images)
+
+    def _costs(self) -> dict[str, float]:
+        """What the training cost: its steps, its memory, and the parameters that are not the network's."""
+        own = {id(p) for p in self.model.parameters()}
+        extra = sum(p.numel() for p in self.trainable.all if id(p) not in own)
+        return {**self.profile.summary(), "extra_parameters": extra}
 
     def _tell(self, what: Callable[[Observer], None]) -> None:
         for observer in self.observers:

@@ -7,6 +7,7 @@ import math
 import time
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
             found["status"] = "collapsed"
     if teacher is not None and teacher.checkpoint_record.is_file():
         found["teacher_epoch"] = read_json(teacher.checkpoint_record)["epoch"]
-    if run.provenance.is_file() and (network := read_json(run.provenance).get("model")):
+    record = read_json(run.provenance) if run.provenance.is_file() else {}
+    if network := record.get("model"):
         found["model"] = network
+    if found["status"] != "collapsed":
+        found["values"] |= _cost(record)
     write_json(run.metrics, found)
     return found
 
@@ -168,6 +172,16 @@ def best_on_test(history: Path) -> tuple[float, int] | None:
         raise _unusable(history, f"the history cannot be read: {error}") from error
     finite = [row for row in rows if math.isfinite(row[0])]
     return max(finite, key=lambda row: (row[0], -row[1])) if finite else None
+
+
+def _cost(record: Mapping[str, Any]) -> dict[str, float]:
+    """What the training cost, from the run's provenance; nothing of a run that was not trained here."""
+    cost = dict(record.get("cost") or {})
+    phases = [value for name, value in cost.items() if name.startswith("ms_")]
+    if phases:
+        cost["ms_step"] = sum(phases)
+    network = record.get("model") or {}
+    return cost | {name: network[name] for name in ("parameters", "multiply_adds") if name in network}
 
 
 def _measured(run: RunPaths, test: Predictions, teacher: RunPaths | None) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class CC(FeatureMethod):
     """
 
     name = "cc"
+    unsettled = "no sourced weight of the kernel form"
     paper = Paper(
         "Correlation congruence for knowledge distillation",
         "B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang",

@@ -32,6 +32,7 @@ class CEBinaryKL(LogitMethod):
     """
 
     name = "ce_binarykl"
+    unsettled = "the paper states no weight for Tables 6 and 7"
     paper = Paper(
         "Dual-head knowledge distillation: Enhancing logits utilization with an auxiliary head",
         "P. Yang, C.-C. Zong, S.-J. Huang, L. Feng, B. An",

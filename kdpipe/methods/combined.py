@@ -30,7 +30,6 @@ from kdpipe.core.registry import methods
 ALONE = (
     "backward",
     "inputs",
-    "first_stage",
     "peers",
     "anchors",
     "per_sample",
@@ -99,10 +98,16 @@ class Combined(Method):
         for m in self.members:
             m.read_norms(teacher)
 
+    def first_stage(self) -> int:
+        """The longest first stage of any; a method with a shorter one, or none, joins later."""
+        return max(m.first_stage() for m in self.members)
+
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Every method's terms under its own name, and the first one's cross entropy."""
         terms: dict[str, Tensor] = {}
         for number, m in enumerate(self.members):
+            if at.epoch < -m.first_stage():
+                continue
             for term, value in m.loss(s, t, batch, at).items():
                 if term != "ce":
                     terms[m.name if term == m.name else f"{m.name}_{term}"] = value

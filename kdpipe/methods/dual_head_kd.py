@@ -39,6 +39,7 @@ class DualHeadKD(Method):
     """
 
     name = "dual_head_kd"
+    unsettled = "the paper does not state Table 12's settings"
     paper = Paper(
         "Dual-head knowledge distillation: Enhancing logits utilization with an auxiliary head",
         "P. Yang, C.-C. Zong, S.-J. Huang, L. Feng, B. An",

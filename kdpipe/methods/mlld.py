@@ -100,6 +100,7 @@ class MLLD(Method):
     """
 
     name = "mlld"
+    unsettled = "its weights are those of the code, not of the paper"
     logit_only = True
     views = (
         (

@@ -47,6 +47,7 @@ class RCO(Method):
     """
 
     name = "rco"
+    unsettled = "the greedy rule and its threshold follow second-hand accounts"
     logit_only = True
     paper = Paper(
         "Knowledge distillation via route constrained optimization",

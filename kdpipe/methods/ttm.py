@@ -44,6 +44,7 @@ class TTM(LogitMethod):
     """
 
     name = "ttm"
+    unsettled = "its per-pair weights are not available"
     paper = Paper(
         "Knowledge distillation based on transformed teacher matching",
         "K. Zheng, E.-H. Yang",

@@ -61,6 +61,7 @@ class WTTM(LogitMethod):
     """
 
     name = "wttm"
+    unsettled = "its per-pair weights are not available"
     paper = Paper(
         "Knowledge distillation based on transformed teacher matching",
         "K. Zheng, E.-H. Yang",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,33 +62,41 @@ def multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
         model: the network.
         image_shape: (C, H, W).
     """
-    counts: list[int] = []
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts.append(_products(layer, inputs[0], output))
-
     parameter = next(model.parameters())
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     modes = [(module, module.training) for module in model.modules()]
     devices = [parameter.device] if parameter.device.type == "cuda" else []
-    handles = [module.register_forward_hook(count) for module in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with counted(model) as counts, torch.no_grad(), torch.random.fork_rng(devices=devices):
             model.eval()(image)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in modes:
             module.training = mode
     return sum(counts)
 
 
-def _products(layer: nn.Module, read: Tensor, made: Tensor) -> int:
+@contextmanager
+def counted(module: nn.Module) -> Iterator[list[int]]:
+    """A list that is filled with the multiply-adds of every call of a layer below `module`."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        counts.append(_products(layer, inputs, output))
+
+    handles = [each.register_forward_hook(count) for each in module.modules()]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _products(layer: nn.Module, read: tuple[Tensor, ...], made: Any) -> int:
     """Multiplications of one call of one layer; a linear one is known by its `in_features`."""
     if isinstance(layer, _ConvNd):
-        places, other = (read, layer.out_channels) if layer.transposed else (made, layer.in_channels)
+        places, other = (read[0], layer.out_channels) if layer.transposed else (made, layer.in_channels)
         return places.numel() * (other // layer.groups) * math.prod(layer.kernel_size)
-    features = getattr(layer, "in_features", 0)
+    features = getattr(layer, "in_features", None)
     return made.numel() * features if isinstance(features, int) else 0
 
 

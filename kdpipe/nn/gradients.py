@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+
+from kdpipe.api import Trainable
 
 Gradients = list[Tensor | None]
 """One gradient per parameter; None where the loss does not reach it."""
@@ -14,6 +17,38 @@ Gradients = list[Tensor | None]
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool = False) -> Gradients:
     """Gradient of a scalar with respect to each parameter, None where it does not depend on it."""
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
+
+
+def compared(terms: dict[str, Tensor], parameters: Trainable) -> dict[str, float]:
+    """How the gradients of loss terms compare on the backbone and on the classifier.
+
+        norm:    |g_a|                       as `gradient_<a>_<part>`
+        cosine:  g_a . g_b / (|g_a| |g_b|)   as `cosine_<a>_<b>_<part>`
+
+    A term that does not reach a part has no norm there; a cosine needs two that do. The graph is kept.
+
+    Args:
+        terms: scalars by name, weights included.
+        parameters: what is trained.
+
+    Source: Yang et al. 2024 (dual-head knowledge distillation), section 3.2, for the conflict it shows.
+    """
+    found: dict[str, float] = {}
+    for part, tensors in (("backbone", parameters.backbone), ("classifier", parameters.classifier)):
+        vectors = {}
+        for name, term in terms.items():
+            grads = gradients(term, tensors, retain_graph=True) if term.requires_grad and tensors else []
+            if any(g is not None for g in grads):
+                zipped = zip(grads, tensors, strict=True)
+                flat = [torch.zeros_like(p) if g is None else g for g, p in zipped]
+                vectors[name] = torch.cat([g.flatten().double() for g in flat])
+        norms = {name: vector.norm() for name, vector in vectors.items()}
+        found |= {f"gradient_{name}_{part}": float(norm) for name, norm in norms.items()}
+        for a, b in combinations(vectors, 2):
+            if norms[a] > 0 and norms[b] > 0:
+                cosine = vectors[a] @ vectors[b] / (norms[a] * norms[b])
+                found[f"cosine_{a}_{b}_{part}"] = float(cosine)
+    return found
 
 
 def align(auxiliary: Gradients, main: Gradients) -> Gradients:

@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import ast
 import inspect
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdpipe.api.dataset import Dataset, DatasetSpec, RegressionSpec
 from kdpipe.api.model import ModelSpec, Tap
-from kdpipe.api.settings import field_note
-from kdpipe.core.errors import UnknownNameError
+from kdpipe.api.objective import Objective
+from kdpipe.api.settings import Paper, field_note
+from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.registry import REGISTRIES
 from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.plan.config import names, read_protocol, read_study
 from kdpipe.plan.datasets import all_datasets
 
-KINDS = ("methods", "recipes", "models", "datasets", "protocols", "studies")
+if TYPE_CHECKING:
+    from kdpipe.api.objective import Method
+    from kdpipe.nn.pair import Network
+
+KINDS = ("methods", "recipes", "parts", "models", "datasets", "protocols", "studies")
+PAIR, SAMPLES = "resnet32x4/resnet8x4", 50_000  # where a method's costs are shown unless told otherwise
 
 
-def card(name: str, folder: Path) -> str:
+def card(name: str, folder: Path, pair: str | None = None, classes: int = 100) -> str:
     """The card of whatever is called `name`.
 
     Args:
         name: a plug-in, protocol or study.
         folder: the config folder.
+        pair: `TEACHER/STUDENT`, the networks for which a method's costs are shown; None is `PAIR`.
+        classes: how many they tell apart.
 
     Raises:
         UnknownNameError: nothing has that name.
+        ConfigError: a pair is given for something else than a method.
     """
     for kind in KINDS:
-        if name in members(kind, folder) or (kind == "models" and _is_family(name)):
+        if name in members(kind, folder) or _is_family(kind, name):
+            if kind == "methods":
+                return _method(REGISTRIES["method"].get(name), pair or PAIR, classes)
+            if pair is not None:
+                raise ConfigError(
+                    f"'{name}' is no method, and costs for a pair are those of a method", where="--pair"
+                )
             return card_of(kind, name, folder)
     known = [n for kind in KINDS for n in members(kind, folder)]
     raise UnknownNameError.of("plug-in, protocol or study called", name, known)
@@ -56,27 +72,39 @@ def card_of(kind: str, name: str, folder: Path) -> str:
     if kind == "studies":
         return _study(name, folder)
     plugin = REGISTRIES[kind[:-1]].get(name)
+    if kind == "methods":
+        return _method(plugin, PAIR, 100)
     return _model(plugin) if kind == "models" else _objective(plugin)
 
 
 def one_line(plugin: Any) -> str:
     """A plug-in in one line."""
     if isinstance(plugin, ModelSpec):
-        first, *others = plugin.paper.authors.split(", ")
-        authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
-        return f"{plugin.params:>12,} parameters (100 classes)  {authors} {plugin.paper.year}"
+        return f"{plugin.params:>12,} parameters (100 classes)  {_cited(plugin.paper)}"
     if isinstance(plugin, DatasetSpec):
         shape = "x".join(map(str, plugin.shape))
         sizes = f"{plugin.sizes['train']:,} + {plugin.sizes['test']:,}" if plugin.sizes else "counted"
         return f"{plugin.num_classes or 'counted'} classes, {shape}, {sizes} images"
     if isinstance(plugin, RegressionSpec):
         return f"{plugin.about}, {plugin.samples} samples"
-    return (inspect.getdoc(plugin) or "").splitlines()[0]
+    about = (inspect.getdoc(plugin) or "").splitlines()[0]
+    status = f"unsettled: {plugin.unsettled}" if plugin.unsettled else "checked"
+    return f"{about} [{_cited(plugin.paper)}; {status}]"
 
 
-def _is_family(name: str) -> bool:
+def _cited(paper: Paper) -> str:
+    """Authors and year, as a text cites them."""
+    first, *others = paper.authors.split("; ")[0].split(", ")
+    authors = f"{first} et al." if len(others) > 1 else " and ".join([first, *others])
+    return f"{authors} {paper.year}"
+
+
+def _is_family(kind: str, name: str) -> bool:
+    """Whether a file answers to a name that it does not list: `wrn_28_10`, `kd+fitnet`."""
+    if kind not in ("models", "methods"):
+        return False
     try:
-        REGISTRIES["model"].get(name)
+        REGISTRIES[kind[:-1]].get(name)
     except UnknownNameError:
         return False
     return True
@@ -84,6 +112,8 @@ def _is_family(name: str) -> bool:
 
 def _objective(plugin: Any) -> str:
     lines = [f"{plugin.name} (revision {plugin.revision})", "", inspect.getdoc(plugin) or "", ""]
+    if plugin.unsettled:
+        lines += [f"Unsettled: {plugin.unsettled}", ""]
     fields = plugin.Config.model_fields
     if fields:
         lines.append("Settings:")
@@ -101,6 +131,69 @@ def _objective(plugin: Any) -> str:
     wish = plugin().taps()
     taps = ", ".join([*(f"student {t}" for t in wish.student), *(f"teacher {t}" for t in wish.teacher)])
     return "\n".join([*lines, "", f"Taps beside the logits: {taps or 'none'}", f"Paper: {plugin.paper}"])
+
+
+def _method(plugin: type[Method], pair: str, classes: int) -> str:
+    """The card of an objective, with what it takes to distil a pair with it."""
+    teacher, student = (REGISTRIES["model"].get(name, where="--pair") for name in _names(pair))
+    card, title = f"{_objective(plugin)}\n", f"On {teacher.name} -> {student.name}"
+    reason = plugin().skip(student, teacher)
+    if reason is not None:
+        return f"{card}\n{title}: not possible, {reason}"
+    side = max(teacher.side, student.side)
+    title += f", {classes} classes, {SAMPLES:,} images of 3 x {side} x {side}, at the defaults:"
+    networks = (_network(spec.name, classes, side) for spec in (student, teacher))
+    return "\n".join([card, title, *(f"  {line}" for line in _demands(plugin, *networks))])
+
+
+def _names(pair: str) -> tuple[str, str]:
+    teacher, slash, student = pair.partition("/")
+    if not slash:
+        raise ConfigError(f"'{pair}' is no pair", where="--pair", fix=f"TEACHER/STUDENT, for example {PAIR}")
+    return teacher, student
+
+
+@cache
+def _network(name: str, classes: int, side: int) -> Network:
+    from kdpipe.nn.pair import Network
+
+    return Network.fresh(REGISTRIES["model"].get(name), classes, side)
+
+
+def _demands(plugin: type[Method], student: Network, teacher: Network) -> list[str]:
+    """What a method asks for and costs, a line each."""
+    from kdpipe.nn.demands import EPOCHS, demands
+
+    method = plugin()
+    found = demands(method, student, teacher, SAMPLES)
+    passes = " + ".join(f"{images:g}" for images in found.views)
+    where_asked = {
+        f"forward passes: {len(found.views)} of each network, with {passes} images for each of the batch": (
+            found.views != (1,)
+        ),
+        f"first stage: {method.first_stage()} epochs": method.first_stage(),
+        f"trained on the teacher beforehand: {_sizes(found.part, 'parameters')}": found.part,
+        f"peers: {method.peers()} like the student": method.peers(),
+        f"anchors: {len(method.anchors(EPOCHS))} of {EPOCHS} epochs of the teacher": method.anchors(EPOCHS),
+        "the teacher's batch norms use the batch's statistics": method.taps().batch_statistics,
+    }
+    own_backward = plugin.backward is not Objective.backward
+    return [
+        f"trained beside the student: {_sizes(found.parameters, 'parameters')}",
+        f"buffers: {_sizes(found.memory, 'bytes')}",
+        *(line for line, asked in where_asked.items() if asked),
+        f"a step: {found.relative:.2f} times that of the student alone, in multiply-adds",
+        f"  for one image: student {found.student:,}, teacher {found.teacher:,}, own layers {found.own:,}; "
+        f"the student alone {found.alone:,}",
+        "  counted: convolutions and linear layers, the student's backward as two forwards",
+        *(["  not counted: a second backward pass, where it makes one"] if own_backward else []),
+    ]
+
+
+def _sizes(sizes: dict[str, int], unit: str) -> str:
+    """Sizes in all and each: `65,536 bytes (memory 65,536)`."""
+    each = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return f"{sum(sizes.values()):,} {unit} ({each})" if sizes else "nothing"
 
 
 def _model(spec: ModelSpec) -> str:

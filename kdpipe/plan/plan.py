@@ -84,6 +84,8 @@ class PlannedRun:
         keep_half: epochs whose weights are kept in float16.
         choices: names of the rules that pick one of its checkpoints -> what they choose among.
         parameters: of its network, where the plan keeps checkpoints of it; 0 is not known.
+        features: whether a study wants measures of its features.
+        gradients: every how many epochs a study wants the loss terms' gradients compared; 0 is never.
     """
 
     run: Run
@@ -95,6 +97,8 @@ class PlannedRun:
     keep_half: tuple[int, ...] = ()
     choices: dict[str, Choice] = field(default_factory=dict)
     parameters: int = 0
+    features: bool = False
+    gradients: int = 0
 
     @property
     def checkpoints(self) -> int:
@@ -132,6 +136,10 @@ class Plan:
 
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
+
+    def place(self, run: str, checkpoint: str | None = None) -> str:
+        """The folder of a run, or of one of its sampled checkpoints, within the results folder."""
+        return place(run, checkpoint)
 
     def teacher_place(self, student: str) -> str | None:
         """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""
@@ -182,6 +190,8 @@ class Plan:
                     "keep_half": list(p.keep_half),
                     "choices": {name: c.model_dump(mode="json") for name, c in p.choices.items()},
                     "parameters": p.parameters,
+                    "features": p.features,
+                    "gradients": p.gradients,
                 }
                 for name, p in self.runs.items()
             },
@@ -209,6 +219,8 @@ class Plan:
                 keep_half=tuple(p["keep_half"]),
                 choices={key: Choice.model_validate(c) for key, c in p["choices"].items()},
                 parameters=p["parameters"],
+                features=p["features"],
+                gradients=p["gradients"],
             )
             for name, p in data["runs"].items()
         }

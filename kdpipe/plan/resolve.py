@@ -125,8 +125,16 @@ class _StudyResolver:
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
         cells = tuple(dict.fromkeys(self.cells))
+        self._observe()
         study = PlannedStudy(self.name, self.study, self.scale_name, cells)
         return Plan(self.runs, {self.name: study})
+
+    def _observe(self) -> None:
+        """Note what the study wants to see of its runs beside their predictions."""
+        features = "tsne" in self.study.figures or any(METRICS[m].needs_features for m in self.study.metrics)
+        for name, planned in self.runs.items():
+            own = features and planned.run.kind != "part"
+            self.runs[name] = replace(planned, features=own, gradients=self.study.gradients)
 
     def _students(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
         for method in self.study.methods:
@@ -559,6 +567,8 @@ def _merge(plans: list[Plan]) -> Plan:
                 choices={**known.choices, **planned.choices},
                 parameters=known.parameters or planned.parameters,
                 studies=tuple(dict.fromkeys((*known.studies, *planned.studies))),
+                features=known.features or planned.features,
+                gradients=min(filter(None, (known.gradients, planned.gradients)), default=0),
             )
         else:
             runs[name] = planned

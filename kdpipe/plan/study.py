@@ -154,6 +154,12 @@ class Study(Frozen):
         description="of kept epochs; float16 halves the files and rounds weights to 11 bits, and predictions "
         "and students of these epochs are made from the rounded ones (never the last epoch's)",
     )
+    figures: tuple[Literal["reliability", "tsne", "correlation", "gradients"], ...] = Field(
+        (), description="diagrams of the first pair and seed, beside the learning curves"
+    )
+    gradients: int = Field(
+        0, ge=0, description="compare the loss terms' gradients every so many epochs; 0 is never"
+    )
     metrics: tuple[str, ...] = Field(
         ("top1",), min_length=1, description="measures shown; the first ranks the rows"
     )

@@ -38,6 +38,19 @@ FIGURES = {
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
         "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."
     ),
+    "reliability": (
+        "Reliability: accuracy of the test images in each bin of confidence; the gap to the diagonal is the "
+        "calibration error. First pair and seed."
+    ),
+    "tsne": "t-SNE of the test images' features, at most ten classes. First pair and seed.",
+    "correlation": (
+        "Correlation of the logits of two classes over the test images: teacher minus student. First pair "
+        "and seed."
+    ),
+    "gradients": (
+        "Cosine between the gradients of two loss terms on the first batch of an epoch: below 0 they work "
+        "against each other. First pair and seed."
+    ),
 }
 DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html")
 _ENVIRONMENT = ("kdpipe", "python", "torch", "numpy", "device", "threads")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,20 +19,17 @@ from kdpipe.api import (
     DataInfo,
     Memory,
     Method,
-    ModelSpec,
-    Norms,
     Objective,
     Outputs,
     Progress,
     Recipe,
     Settings,
-    Shapes,
     Trainable,
-    Wish,
     total,
 )
 from kdpipe.core.registry import models
-from kdpipe.nn.taps import catch, extended, extended_shapes, norms, shapes, through
+from kdpipe.nn.pair import Network, equip
+from kdpipe.nn.taps import catch, extended, through
 
 IMAGE = (3, 16, 16)
 CLASSES = 5
@@ -75,20 +72,14 @@ class Bench:
         self.objective = kind(config)
         wish = self.objective.taps()
         data = DataInfo(CLASSES, torch.arange(SAMPLES) % CLASSES)
-        found = (
-            _shapes(self.model, self.spec, wish.student),
-            _shapes(self.teacher, self.teacher_spec, wish.teacher),
-        )
+        student = Network(self.spec, self.model, IMAGE)
         self.part = None
         if isinstance(self.objective, Method):
-            self._prepare_part(data)
+            self.part = equip(self.objective, student, Network(self.teacher_spec, self.teacher, IMAGE), data)
             if self.part is not None:
                 wish = replace(wish, teacher=(*wish.teacher, *self.part.taps().teacher))
-                found = (found[0], self._extended_shapes(wish))
-            self.objective.build(*found, data)
-            self.objective.read_norms(self._norms(wish.teacher))
         elif isinstance(self.objective, Recipe):
-            self.objective.build(self.model, found[0], data)
+            self.objective.build(self.model, student.shapes(wish.student), data)
         self.objective.memory = {
             name: _remembered(shape) for name, shape in self.objective.per_sample(data).items()
         }
@@ -210,30 +201,11 @@ class Bench:
     def _peers(self) -> int:
         return self.objective.peers()
 
-    def _prepare_part(self, data: DataInfo) -> None:
-        """Build the part that the method's teacher needs, untrained."""
-        assert isinstance(self.objective, Method)
-        part = self.objective.part()
-        if part is not None:
-            part.build(_shapes(self.teacher, self.teacher_spec, part.taps().teacher), data)
-            self.part = part.eval().requires_grad_(False)
-
-    def _extended_shapes(self, wish: Wish) -> Shapes:
-        assert self.part is not None
-        return extended_shapes(self.part, _shapes(self.teacher, self.teacher_spec, wish.teacher))
-
-    def _norms(self, names: Sequence[str]) -> Norms:
-        return norms(self.teacher, self.teacher_spec, names)
-
 
 def _remembered(shape: tuple[int, ...]) -> Memory:
     """Something to remember of each sample, the same for every bench."""
     past = torch.rand(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
     return Memory(past, torch.zeros_like(past))
-
-
-def _shapes(model: nn.Module, spec: ModelSpec, names: Sequence[str]) -> Shapes:
-    return shapes(model, spec, names, IMAGE)
 
 
 def variants(kind: type[Objective]) -> Iterator[tuple[str, Settings]]:

@@ -73,7 +73,7 @@ def teacher(tmp_path):
 def test_every_measure_is_there_and_declared(tmp_path, teacher):
     run = with_features(make(tmp_path / "student", **arrays(), test_reference=reference()))
     found = evaluate(run, with_features(teacher, seed=1))
-    assert found["values"].keys() == METRICS.keys()
+    assert found["values"].keys() == METRICS.keys() - named(of_training=True)
     assert all(np.isfinite(value) for value in found["values"].values())
     assert json.loads(run.metrics.read_text()) == found
     assert (found["status"], found["epoch"], found["split"], found["samples"]) == ("finished", 4, "test", N)
@@ -87,15 +87,15 @@ def test_every_measure_is_there_and_declared(tmp_path, teacher):
 
 def test_without_a_teacher_exactly_its_measures_are_left_out(run):
     with_features(run)
-    missing = METRICS.keys() - evaluate(run)["values"].keys()
-    assert missing == named(needs_teacher=True) | named(needs_reference=True)
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run)["values"].keys()
+    assert missing == named(needs_teacher=True, of_training=False) | named(needs_reference=True)
 
 
 def test_without_features_exactly_their_measures_are_left_out(run, teacher):
-    missing = METRICS.keys() - evaluate(run, teacher)["values"].keys()
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run, teacher)["values"].keys()
     assert missing == named(needs_features=True) | named(needs_reference=True)
     with_features(run)  # the teacher has none
-    missing = METRICS.keys() - evaluate(run, teacher)["values"].keys()
+    missing = METRICS.keys() - named(of_training=True) - evaluate(run, teacher)["values"].keys()
     assert missing == named(needs_features=True, needs_teacher=True) | named(needs_reference=True)
 
 
@@ -343,5 +343,19 @@ def test_measures_are_declared_with_care():
         assert name.isidentifier()
         assert measure.title
         assert measure.about
-        assert measure.unit in ("%", "nats", "")
+        assert measure.unit in ("%", "nats", "ms", "MiB", "")
         assert 0 <= measure.decimals <= 4
+
+
+def test_the_cost_of_a_training_is_among_its_measures(run, teacher):
+    phases = {f"ms_{name}": 1.5 for name in ("data", "student", "teacher", "loss", "backward", "optimizer")}
+    record = {
+        "cost": {**phases, "memory_mib": 300.0, "extra_parameters": 7},
+        "model": {"parameters": 10, "multiply_adds": 20, "fingerprint": "10-abc"},
+    }
+    run.provenance.write_text(json.dumps(record))
+    values = evaluate(run, teacher)["values"]
+    assert values["ms_step"] == 9
+    assert named(of_training=True) <= values.keys()
+    run.provenance.write_text(json.dumps({"model": record["model"]}))
+    assert "ms_step" not in evaluate(run, teacher)["values"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "guides" / "add-a-model.md").read_text(encoding="utf-8")
+GUIDES = ROOT / "docs" / "guides"
+GUIDE = (GUIDES / "add-a-model.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?:`([^`\n]+)`:\n\n)?```(sh|python|yaml)\n(.*?)```", flags=re.DOTALL)
 
 
 def contract(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -41,3 +44,41 @@ def test_a_model_by_its_guide(tmp_path: Path) -> None:
     file.write_text(code.replace("params=0", corrected))
     second = contract(tmp_path)
     assert second.returncode == 0, second.stdout
+
+
+def copy_of_kdpipe(folder: Path) -> Path:
+    """What the commands of a guide read and write, in a folder of its own."""
+    for name in ("kdpipe", "workflow", "config", "tests", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_method_by_its_guide(tmp_path: Path) -> None:
+    """Every command is called as it stands, in order; the table at the end has the new method."""
+    root, exported, output = copy_of_kdpipe(tmp_path), "", ""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    for name, kind, text in BLOCK.findall((GUIDES / "add-a-method.md").read_text(encoding="utf-8")):
+        if kind == "python":
+            file = root / "mine" / "methods" / "my_method.py"
+            changed, count = re.subn(r".*THE LOSS.*\n", text, file.read_text())
+            assert count == 1
+            file.write_text(changed)
+        elif kind == "yaml":
+            (root / name).write_text(text)
+        else:
+            done = subprocess.run(
+                ["bash", "-ec", exported + text],
+                cwd=root,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            exported += "".join(re.findall(r"^export .*\n", text, flags=re.MULTILINE))
+            output = done.stdout
+    assert re.search(r"^.*my_method.*\d", output, flags=re.MULTILINE), output

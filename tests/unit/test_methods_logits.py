@@ -38,7 +38,7 @@ Given = tuple[Tensor, Tensor]
 
 Y = torch.tensor(LABELS)
 IMAGES = torch.zeros(8, 1, 2, 2)
-BATCH = Batch(IMAGES, Y, torch.arange(8), IMAGES + 1)
+BATCH = Batch(IMAGES, Y, torch.arange(8), (IMAGES + 1,))
 S, T = torch.tensor(STUDENT_LOGITS), torch.tensor(TEACHER_LOGITS)
 STRONG_S, STRONG_T = (torch.tensor(wave((8, 10), a, b, 3)) for a, b in ((0.53, 0.2), (0.71, 0.9)))
 STUDENT = Outputs(S, {}, (Outputs(STRONG_S),))

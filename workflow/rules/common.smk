@@ -38,6 +38,7 @@ wildcard_constraints:
     checkpoint=r"(epoch-\d{4}(-float16)?|[a-z_]+-[0-9a-f]{8})",
     study=r"[^/]+",
     data=r"[^/]+",
+    diagram=r"reliability|tsne|correlation|gradients",
 
 
 # Snakemake compares `params` between calls, except those of functions that read `input`. So the settings
@@ -105,6 +106,37 @@ def teacher_predictions(wildcards):
     return f"{teacher_of(wildcards.run)}/predictions.npz"
 
 
+def checkpoint_weights(wildcards):
+    """The weights of a sampled checkpoint: its own where a rule chose it, else the kept ones."""
+    run, name = f"{RESULTS}/runs/{wildcards.teacher}", wildcards.checkpoint
+    return (
+        f"{run}/checkpoints/{name}.safetensors"
+        if name.startswith("epoch")
+        else f"{run}/sampled/{name}/model.safetensors"
+    )
+
+
+def features_of(run, checkpoint=None):
+    """The features that the measures of a run or sampled checkpoint need, and those of its teacher."""
+    if not PLAN.runs[run].features:
+        return []
+    places = [PLAN.place(run, checkpoint)]
+    if checkpoint is None and PLAN.runs[run].teacher is not None:
+        places.append(PLAN.teacher_place(run))
+    return [f"{RESULTS}/{place}/features.npz" for place in places]
+
+
 def measures_of(study):
     """The metrics files that fill a study's cells."""
     return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]
+
+
+def diagrams():
+    """The figures that the studies name."""
+    return [f"{RESULTS}/studies/{name}/{d}.svg" for name, s in PLAN.studies.items() for d in s.study.figures]
+
+
+def diagram_inputs(study, diagram):
+    """What a study's figure is drawn from: measured runs, and their features where it shows those."""
+    runs = PLAN.studies[study].runs() if diagram == "tsne" else []
+    return [*measures_of(study), *(f"{RESULTS}/runs/{run}/features.npz" for run in runs)]

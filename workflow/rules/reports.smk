@@ -37,9 +37,40 @@ rule render_study:
         "kdpipe table {wildcards.study} --plan {params.plan:q} --results {params.results:q} 2>&1 | tee {log:q}"
 
 
+rule draw_diagram:
+    input:
+        lambda w: diagram_inputs(w.study, w.diagram),
+    output:
+        report(
+            f"{RESULTS}/studies/{{study}}/{{diagram}}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"study": "{study}", "file": "{diagram}"},
+        ),
+        multiext(f"{RESULTS}/studies/{{study}}/{{diagram}}", ".png", ".csv"),
+    log:
+        f"{RESULTS}/logs/render/{{study}}-{{diagram}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        digest=lambda w: study_digest(PLAN.studies[w.study]),
+        plan=lambda w, input: PLAN_FILE,
+        results=lambda w, input: RESULTS,
+    message:
+        "draw {wildcards.diagram} of {wildcards.study}"
+    shell:
+        "kdpipe figure {wildcards.study} {wildcards.diagram} --plan {params.plan:q} --results {params.results:q}"
+        " 2>&1 | tee {log:q}"
+
+
 rule render_report:
     input:
         [f"{RESULTS}/studies/{study}/table.html" for study in PLAN.studies],
+        diagrams(),
     output:
         f"{RESULTS}/report/index.html",
     log:

@@ -25,10 +25,11 @@ rule distil_student:
         run=lambda w, input: run_json(w.student),
         device=lambda w, input: CONFIG.device,
         teacher=lambda w, input: taught_by(w.student),
+        gradients=lambda w, input: PLAN.runs[w.student].gradients,
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:
         "distil {wildcards.student}"
     shell:
         "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
-        " --device {params.device} --threads {threads} --log {log:q}"
+        " --device {params.device} --threads {threads} --gradients {params.gradients} --log {log:q}"

@@ -26,13 +26,14 @@ rule train_teacher:
         device=lambda w, input: CONFIG.device,
         keep=lambda w, input: kept_epochs(w.teacher),
         teacher=lambda w, input: taught_by(w.teacher),
+        gradients=lambda w, input: PLAN.runs[w.teacher].gradients,
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:
         "train {wildcards.teacher}"
     shell:
         "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
-        " {params.teacher} --device {params.device} --threads {threads} --log {log:q}"
+        " {params.teacher} --device {params.device} --threads {threads} --gradients {params.gradients} --log {log:q}"
 
 
 rule train_part:
