@@ -64,6 +64,7 @@ class EarlyStopping(Recipe):
     """
 
     name = "early_stopping"
+    unsettled = "the patience is kdpipe's choice"
     paper = Paper(
         "Early stopping - but when?",
         "L. Prechelt",

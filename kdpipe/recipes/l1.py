@@ -41,6 +41,7 @@ class L1(Recipe):
     """
 
     name = "l1"
+    unsettled = "the papers do not say which parameters are penalised"
     paper = Paper(
         "Regression shrinkage and selection via the lasso",
         "R. Tibshirani",

@@ -88,6 +88,7 @@ class MICC(Recipe):
     """
 
     name = "micc"
+    unsettled = "the paper gives a range for lambda, and no delta or length of the pipeline"
     paper = Paper(
         "Enriching knowledge distillation with intra-class contrastive learning",
         "H. Yuan, N. Xu, X. Geng, Y. Rui",
