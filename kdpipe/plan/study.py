@@ -155,7 +155,8 @@ class Study(Frozen):
         "and students of these epochs are made from the rounded ones (never the last epoch's)",
     )
     figures: tuple[Literal["reliability", "tsne", "correlation", "gradients"], ...] = Field(
-        (), description="diagrams of the first pair and seed, beside the learning curves"
+        (),
+        description="diagrams of the first pair and seed (12 networks at most), beside the learning curves",
     )
     gradients: int = Field(
         0, ge=0, description="compare the loss terms' gradients every so many epochs; 0 is never"

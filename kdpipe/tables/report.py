@@ -40,16 +40,18 @@ FIGURES = {
     ),
     "reliability": (
         "Reliability: accuracy of the test images in each bin of confidence; the gap to the diagonal is the "
-        "calibration error. First pair and seed."
+        "calibration error. First pair and seed, 12 networks at most."
     ),
-    "tsne": "t-SNE of the test images' features, at most ten classes. First pair and seed.",
+    "tsne": (
+        "t-SNE of the test images' features, at most ten classes. First pair and seed, 12 networks at most."
+    ),
     "correlation": (
         "Correlation of the logits of two classes over the test images: teacher minus student. First pair "
-        "and seed."
+        "and seed, 12 networks at most."
     ),
     "gradients": (
         "Cosine between the gradients of two loss terms on the first batch of an epoch: below 0 they work "
-        "against each other. First pair and seed."
+        "against each other. First pair and seed, 12 networks at most."
     ),
 }
 DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html")
