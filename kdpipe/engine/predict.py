@@ -93,5 +93,7 @@ def save_predictions(
         arrays[f"{name}_logits"] = predict(model, split.images, normalise, spec.protocol, device)
         arrays[f"{name}_labels"] = np.asarray(split.labels)
         arrays[f"{name}_index"] = np.asarray(rows[name])
+    if prepared.reference is not None:
+        arrays["test_reference"] = prepared.reference[rows["test"]]
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.specs import DataSpec
 from kdpipe.engine.ondisk import sample_of
 
+REFERENCE = "test_reference.npy"  # in the source folder: what people say of the test images, say
 SPLITS = ("train", "test")
 CHUNK = 4_000_000  # bytes of images handled at a time, to bound memory
 SAMPLE = 10_000  # images on disk that mean and std are computed from, where none are declared
@@ -50,6 +51,8 @@ class Prepared:
         preprocessing: `standardise` or `unit-norm` (see `DatasetSpec`).
         targets: the number that stands for each class in a regression onto labels.
         classes: names of the classes, where they are known.
+        reference: of the test images, shares of each class (N x C) that people or a generator gave them,
+            where the source folder holds such a file (`REFERENCE`).
     """
 
     name: str
@@ -63,6 +66,7 @@ class Prepared:
     preprocessing: str = "standardise"
     targets: tuple[float, ...] | None = None
     classes: tuple[str, ...] = ()
+    reference: NDArray[np.float32] | None = None
 
 
 def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
@@ -96,6 +100,9 @@ def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
         for name in SPLITS:
             _save_images(folder, name, splits[name].images)
             _save(folder / f"{name}_labels.npy", splits[name].labels)
+        if source is not None and (source / REFERENCE).is_file():
+            shares = _read_reference(source / REFERENCE, (len(splits["test"].labels), classes))
+            _save(folder / REFERENCE, shares)
         images = {name: splits[name].images for name in SPLITS}
         meta = {
             "name": spec.name,
@@ -170,6 +177,9 @@ def load(folder: Path, verify: bool = False) -> Prepared:
             preprocessing=str(meta["preprocessing"]),
             targets=None if targets is None else tuple(map(float, targets)),
             classes=tuple(map(str, meta["classes"])),
+            reference=_map(folder / REFERENCE, "f4", (sizes["test"], int(meta["num_classes"])))
+            if REFERENCE in files
+            else None,
         )
     except (KdpipeError, KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
@@ -402,6 +412,22 @@ def _load_images(
             fix=f"let this link lead to them, or delete the folder {folder}",
         )
     return ImageFiles(root, _map(folder / f"{split}_files.npy", "S", (size,)), height)
+
+
+def _read_reference(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Shares of each class for each test image, checked."""
+    fix = f"put there an array of shape {shape[0]} x {shape[1]}, in the order of the test images, or nothing"
+    try:
+        shares = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError("the shares of the test images cannot be read", where=str(path), fix=fix) from error
+    if shares.shape != shape or shares.dtype.kind != "f":
+        raise DataError(f"the shares are {shares.dtype} of shape {shares.shape}", where=str(path), fix=fix)
+    if not (np.isfinite(shares).all() and (shares >= 0).all() and np.allclose(shares.sum(1), 1, atol=1e-3)):
+        raise DataError(
+            "each row must be shares >= 0 that add up to 1", where=str(path), fix="normalise the rows"
+        )
+    return np.asarray(shares, np.float32)
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -81,3 +82,16 @@ def test_the_cost_of_a_step_is_recorded(prepared, tmp_path):
     assert {"ms_data", "ms_student", "ms_loss", "ms_backward", "ms_optimizer"} <= set(cost)
     assert cost["memory_mib"] > 1
     assert cost["extra_parameters"] == 0
+
+
+def test_shares_of_the_test_images_reach_the_measures(prepared, tmp_path):
+    shares = np.full((20, 4), 0.25, np.float32)
+    data = dataclasses.replace(prepared, reference=shares)
+    trainer("recipe", "standard", tmp_path, data, None).train()
+    paths = RunPaths(tmp_path)
+    assert np.array_equal(np.load(paths.predictions)["test_reference"], shares)
+    values = evaluate(paths)["values"]
+    logits = np.load(paths.predictions)["test_logits"].astype(float)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    assert values["tv_reference"] == pytest.approx(np.abs(p - 0.25).sum(1).mean() / 2, rel=1e-5)

@@ -365,3 +365,39 @@ def test_the_split_seed_moves_the_splits(prepared: Prepared) -> None:
 def test_a_subset_larger_than_the_split_is_refused(prepared: Prepared, changes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         select(prepared, data(**changes))
+
+
+def shares(rows: int = 12, classes: int = 3) -> np.ndarray[Any, Any]:
+    drawn = np.random.default_rng(2).random((rows, classes))
+    return drawn / drawn.sum(1, keepdims=True)
+
+
+def test_shares_of_the_test_images_are_prepared_with_them(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / SPEC.folder
+    source.mkdir()
+    np.save(source / "test_reference.npy", shares())
+    prepare(SPEC, source, out)
+    found = load(out, verify=True)
+    assert found.reference is not None
+    np.testing.assert_allclose(found.reference, shares(), rtol=1e-6)
+    (out / "test_reference.npy").unlink()
+    with pytest.raises(DataError, match="missing"):
+        load(out)
+
+
+@pytest.mark.parametrize(
+    ("array", "what"),
+    [
+        (shares(11), "of shape"),
+        (shares()[:, :2], "of shape"),
+        (shares() * 2, "add up"),
+        (shares() - 1, "add up"),
+        (np.ones((12, 3), int), "int64"),
+        (None, "cannot be read"),
+    ],
+)
+def test_wrong_shares_are_refused(tmp_path: Path, array: Any, what: str) -> None:
+    file = tmp_path / "test_reference.npy"
+    file.write_bytes(b"no array") if array is None else np.save(file, array)
+    with pytest.raises(DataError, match=what):
+        prepare(SPEC, tmp_path, tmp_path / SPEC.folder)
