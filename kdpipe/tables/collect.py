@@ -46,8 +46,6 @@ class Measurement:
     student: str | None
     seed: int
     epoch: int | None
-    rule: str | None
-    chosen: int | None
     run: str | None
     run_id: str | None
     status: Status
@@ -55,6 +53,8 @@ class Measurement:
     reason: str | None
     metric: str
     value: float | None
+    rule: str | None = None
+    chosen: int | None = None
 
 
 def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measurement]:

@@ -317,6 +317,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> N
 
 def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a figure and its data; no date, so that the same data give the same bytes."""
+    _settle(figure)
     paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png", ".csv")]
     with atomic(paths[0]) as file:
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": "kdpipe"})
@@ -325,6 +326,15 @@ def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     with atomic(paths[2]) as file:
         data.to_csv(file, index=False, lineterminator="\n")
     return paths
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out, then round the places: the last bits of the layout's solver vary."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = (round(x, 5) for x in axis.get_position(original=True).bounds)
+        axis.set_position((left, bottom, width, height))
 
 
 @contextmanager
