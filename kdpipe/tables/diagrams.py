@@ -138,6 +138,7 @@ def draw_correlation(
     """
     import numpy as np
     import pandas as pd
+    from matplotlib.ticker import MaxNLocator
 
     tables = []
     for title, difference in networks.items():
@@ -154,6 +155,8 @@ def draw_correlation(
             shown = axis.imshow(difference, cmap="PuOr", vmin=-reach, vmax=reach, interpolation="nearest")
             axis.set_title(f"{title}\nmean |difference| {np.abs(difference).mean():.4f}")
             axis.set(xlabel="class", ylabel="class")
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axis.grid(visible=False)
             axes.append(axis)
         figure.colorbar(shown, ax=axes, label=label)
