@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdpipe.api import Batch, ImageFiles, Split
+from kdpipe.core.errors import ConfigError
 from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.engine.augment import Pipeline
 from kdpipe.engine.ondisk import evaluation_views, training_views
@@ -72,6 +73,9 @@ class Batches:
         further: for each further view that a batch carries, steps that follow the protocol's own
             augmentation, which is drawn anew for it.
         workers: processes that decode images which lie on disk; None is one per thread of torch.
+
+    Raises:
+        ConfigError: there is a single image.
     """
 
     def __init__(
@@ -84,6 +88,11 @@ class Batches:
         further: Sequence[Sequence[Augmentation]] = (),
         workers: int | None = None,
     ) -> None:
+        if len(split.labels) < 2:
+            raise ConfigError(
+                "one training image is no training set: batch statistics need two",
+                fix="raise train_samples, or lower val_fraction",
+            )
         self.labels = torch.tensor(split.labels).to(device)
         self.images = split.images if isinstance(split.images, ImageFiles) else resident(split.images, device)
         self.normalise, self.seed, self.device = normalise, seed, device

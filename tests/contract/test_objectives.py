@@ -166,10 +166,11 @@ def test_pickles(kind: type[Objective]) -> None:
 
 
 @settled
-def test_bfloat16_is_finite(kind: type[Objective], config: Settings) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_finite(kind: type[Objective], config: Settings, dtype: torch.dtype) -> None:
     bench = Bench(kind, config)
     for at in bench.moments:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             terms = bench.terms(at)
         assert_sound(terms)
         bench.objective.backward(terms, bench.parameters)

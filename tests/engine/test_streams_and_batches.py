@@ -153,3 +153,9 @@ def test_wrong_augmentations_are_one_message():
         Pipeline((Augmentation(name="crop", settings={"padding": 0}),))
     with pytest.raises(ConfigError, match="setting 'pading'"):
         Pipeline((Augmentation(name="crop", settings={"pading": 2}),))
+
+
+def test_a_single_image_is_refused():
+    with pytest.raises(ConfigError, match="need two"):
+        batches(n=1)
+    assert [len(b.labels) for b in batches(n=2).epoch(0)] == [2]

@@ -69,10 +69,10 @@ def test_zero_and_flat_where_student_and_teacher_agree(row: Row) -> None:
 
 
 @rows
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_computed_in_float32(row: Row, dtype: torch.dtype) -> None:
     student, teacher = at(row, dtype)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype if dtype == torch.float16 else torch.bfloat16):
         loss = row.loss(student, teacher)
     loss.backward()
     exact = row.loss(student.detach().double(), teacher.detach().double())
