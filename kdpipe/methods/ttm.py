@@ -38,7 +38,8 @@ class TTM(LogitMethod):
     Deviations: none in the loss. The paper calls 1 / T gamma; here gamma weighs the labels, as
     everywhere. It chooses both beta and T for each pair, in an appendix that is not at hand: the
     defaults are the one setting that the authors' page shows (vgg13 to vgg8), so that any other pair
-    wants a small sweep over beta and T (`config/studies/ttm_sweep.yaml`) before it is compared with the printed numbers.
+    wants a small sweep over beta and T (`config/studies/ttm_sweep.yaml`) before it is compared with the
+    printed numbers.
 
     Reference: Zheng and Yang 2024, section 3.
     """
