@@ -1,6 +1,6 @@
 """Plug-ins are found by walking their package; there is no list to keep.
 
-A plug-in is one file in `kdpipe/methods`, `recipes`, `models` or `datasets`. Folders named in the
+A plug-in is one file in `kdpipe/methods`, `recipes`, `models`, `datasets` or `benches`. Folders named in the
 environment variable `KDPIPE_PLUGINS` (separated like `PATH`) are walked too: `FOLDER/methods/mine.py`
 becomes `kdpipe.methods.mine`, exactly as if it lay in kdpipe itself.
 """
@@ -24,13 +24,14 @@ KINDS = {  # kind -> (package, the base class that marks a plug-in)
     "model": ("kdpipe.models", "kdpipe.api.model:ModelSpec"),
     "dataset": ("kdpipe.datasets", "kdpipe.api.dataset:Dataset"),
     "part": ("kdpipe.methods", "kdpipe.api.objective:TeacherPart"),  # beside the method that needs it
+    "bench": ("kdpipe.benches", "kdpipe.api.bench:Bench"),
 }
 
 
 class Registry:
     """The plug-ins of one kind, by name.
 
-    Methods and recipes are classes; models and data sets are instances declared at module level. A
+    Methods, recipes and benches are classes; models and data sets are instances declared at module level. A
     module may also define `family(name)`, which returns a plug-in for a name outside its listed ones
     (any `wrn_<depth>_<width>`, say) or None.
 
@@ -101,7 +102,8 @@ recipes = Registry("recipe")
 models = Registry("model")
 datasets = Registry("dataset")
 parts = Registry("part")
-REGISTRIES = {r.kind: r for r in (methods, recipes, models, datasets, parts)}
+benches = Registry("bench")
+REGISTRIES = {r.kind: r for r in (methods, recipes, models, datasets, parts, benches)}
 
 
 def plugin_folders() -> list[Path]:
@@ -112,7 +114,7 @@ def plugin_folders() -> list[Path]:
             raise DataError(
                 f"the plug-in folder {folder} is not there",
                 where="environment variable KDPIPE_PLUGINS",
-                fix="name folders that hold methods/, recipes/, models/ or datasets/",
+                fix="name folders that hold methods/, recipes/, models/, datasets/ or benches/",
             )
     return folders
 

@@ -1,0 +1,1 @@
+"""Benches: one file per simulation or closed form that a study can run."""

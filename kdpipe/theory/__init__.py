@@ -1,0 +1,1 @@
+"""Theory: closed forms and simulations that the benches are made of; no torch."""
