@@ -17,6 +17,7 @@ from kdpipe.tables.collect import Measurement, collect, read_provenance
 from kdpipe.tables.statistics import Mark, Summary, rank, summarise
 
 Kind = Literal["teacher", "scratch", "method", "epoch"]
+WIDE = 8  # columns that a page can hold
 VERSIONS = ("kdpipe", "torch", "numpy", "python")
 
 
@@ -97,6 +98,27 @@ class Block:
             else:
                 runs.append((column.group, 1))
         return runs
+
+    def printed(self) -> Block:
+        """The table as paper and terminals show it: on its side when it has many more columns than rows."""
+        if len(self.columns) <= max(WIDE, len(self.lines)):
+            return self
+        pairs = {column.group for column in self.columns}
+        return replace(
+            self,
+            corner=", ".join(["pair", "recipe"] if len(pairs) > 1 else ["recipe"]),
+            columns=tuple(
+                Column("" if len(pairs) > 1 else self.columns[0].group, x.label) for x in self.lines
+            ),
+            lines=tuple(
+                Line(
+                    f"{column.group}, {column.label}" if len(pairs) > 1 else column.label,
+                    "method",
+                    tuple(line.entries[index] for line in self.lines),
+                )
+                for index, column in enumerate(self.columns)
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -397,7 +419,7 @@ def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) 
     yield scale_note(study)
     yield (
         "Mean ± sample standard deviation over n seeds; one seed has no deviation. "
-        "Best student of a column in bold, second underlined, among those with every seed finished."
+        "Best student of each pair and recipe in bold, second underlined, among those with every seed finished."
     )
     about = study.study
     if any(cell.precision == "float16" for cell in study.cells):

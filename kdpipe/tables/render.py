@@ -113,7 +113,7 @@ def _csv(table: pd.DataFrame) -> str:
 def markdown(layout: Layout) -> str:
     """The tables in Markdown; column headings hold pair and recipe, as Markdown cannot span columns."""
     parts = [f"# {markdown_escape(layout.title)}"]
-    for block in layout.blocks:
+    for block in (b.printed() for b in layout.blocks):
         heads = [block.corner, *(f"{c.group}<br>{c.label}" for c in _escaped_columns(block))]
         rows = [heads, ["---", *["---:"] * len(block.columns)]]
         rows += [[markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines]
@@ -149,7 +149,9 @@ def latex(layout: Layout, name: str) -> str:
         layout: the study's tables.
         name: name of the study, for the tables' labels.
     """
-    tables = [_latex_table(layout, block, f"tab:{name}-{i}") for i, block in enumerate(layout.blocks, 1)]
+    tables = [
+        _latex_table(layout, block.printed(), f"tab:{name}-{i}") for i, block in enumerate(layout.blocks, 1)
+    ]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
 
 
@@ -235,7 +237,7 @@ def _terminal_parts(layout: Layout) -> Iterable[RenderableType]:
     from rich.text import Text
 
     yield Text(f"\n{layout.title}", style="bold")
-    for block in layout.blocks:
+    for block in (b.printed() for b in layout.blocks):
         yield Text(f"\n{block.title}", style="italic")
         curve = block.lines[0].kind == "epoch" if block.lines else False
         groups = [None] if curve else [title for title, _ in block.groups]

@@ -147,6 +147,19 @@ def test_columns_are_recipes_within_pairs(tmp_path):
     assert runs[0] == runs[1] != runs[2] == runs[3]
 
 
+def test_a_wide_table_is_printed_on_its_side_with_the_same_numbers_and_marks(tmp_path):
+    recipes = [f"recipe{i}" for i in range(12)]
+    made = Made(tmp_path, recipes=recipes).finish()
+    block = layout_of(made).blocks[0]
+    printed = block.printed()
+    assert (printed.corner, [line.label for line in printed.lines]) == ("recipe", recipes)
+    assert [c.label for c in printed.columns] == [line.label for line in block.lines]
+    turned = zip(*(line.entries for line in block.lines), strict=True)
+    assert [line.entries for line in printed.lines] == list(turned)
+    narrow = layout_of(Made(tmp_path / "narrow").finish()).blocks[0]
+    assert narrow.printed() is narrow
+
+
 def test_gaps_are_counted_and_explained(made):
     layout = layout_of(made)
     assert (layout.missing, layout.collapsed, layout.total) == (1, 1, len(made.study.runs()))
