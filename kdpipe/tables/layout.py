@@ -419,7 +419,8 @@ def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) 
     yield scale_note(study)
     yield (
         "Mean ± sample standard deviation over n seeds; one seed has no deviation. "
-        "Best student of each pair and recipe in bold, second underlined, among those with every seed finished."
+        "Best student of each pair and recipe in bold, second underlined, "
+        "among those with every seed finished."
     )
     about = study.study
     if any(cell.precision == "float16" for cell in study.cells):
