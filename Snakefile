@@ -11,6 +11,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/students.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/benches.smk"
 include: "workflow/rules/reports.smk"
 
 

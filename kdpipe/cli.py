@@ -18,7 +18,7 @@ from kdpipe.core.errors import ConfigError, KdpipeError, UserError
 
 if TYPE_CHECKING:
     from kdpipe.core.paths import Results, RunPaths
-    from kdpipe.core.specs import Precision, Run
+    from kdpipe.core.specs import BenchRun, Precision, Run
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
     from kdpipe.engine.train import Stop
@@ -301,6 +301,7 @@ def train(
     ] = [],  # noqa: B006 (typer reads the default once)
     part: Annotated[Path | None, typer.Option(help="weights of what was trained on the teacher")] = None,
     keep: Annotated[str, typer.Option(help="epochs whose weights are kept, e.g. 10,20:float16")] = "",
+    start: Annotated[Path | None, typer.Option(help="weights that the network starts from")] = None,
     gradients: Annotated[
         int, typer.Option(help="compare the loss terms' gradients every so many epochs")
     ] = 0,
@@ -322,8 +323,27 @@ def train(
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
         Trainer(
-            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients
+            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients, start
         ).train()
+
+
+@app.command()
+def bench(
+    run: Annotated[str, typer.Option(help="the bench's run as JSON, as the plan holds it")],
+    out: Annotated[Path, typer.Option(help="the run's folder")],
+    data: Annotated[Path | None, typer.Option(help="the prepared data set, if it needs one")] = None,
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Run a theory bench, from the parts that a killed run left if there are any."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import BenchRun
+    from kdpipe.engine.bench import run_bench
+    from kdpipe.engine.prepare import load
+
+    planned, paths = BenchRun.model_validate_json(run), RunPaths(out)
+    _machine("cpu", threads)  # NumPy's libraries read OMP_NUM_THREADS, which Snakemake sets
+    _write_spec(planned, paths)
+    run_bench(planned, paths, load(data) if data else None, _stop_on_signal())
 
 
 @app.command()
@@ -421,7 +441,7 @@ def table(
     results: ResultsFolder = None,
     show: Annotated[bool, typer.Option("--show", help="only print the table")] = False,
 ) -> None:
-    """Render a study's tables and figures from what is there.
+    """Render a study's tables from what is there.
 
     Example: kdpipe table --show digits_demo
     """
@@ -442,26 +462,26 @@ def table(
 @app.command()
 def figure(
     study: Annotated[str, typer.Argument(help="name of the study")],
-    name: Annotated[str, typer.Argument(help="reliability, tsne, correlation or gradients")],
+    name: Annotated[str | None, typer.Argument(help="one figure instead of all, e.g. reliability")] = None,
     config: ConfigFile = CONFIG,
     override: Override = [],  # noqa: B006
     plan_file: PlanFile = None,
     results: ResultsFolder = None,
 ) -> None:
-    """Draw a diagram of a study's networks from what is there.
+    """Draw a study's figures from what is there.
 
     Example: kdpipe figure digits_demo reliability
     """
     from kdpipe.core.errors import UnknownNameError
-    from kdpipe.tables.gallery import DRAWN, draw_diagram
+    from kdpipe.tables.gallery import draw_figure
 
-    if name not in DRAWN:
-        raise UnknownNameError.of("figure", name, DRAWN)
     override = override if plan_file else [*override, f"study={study}"]
     resolved, root, _ = _planned(config, override, plan_file, results)
     if study not in resolved.studies:
         raise UnknownNameError.of("study", study, resolved.studies)
-    print("\n".join(map(str, draw_diagram(name, resolved.studies[study], resolved, root))))
+    planned = resolved.studies[study]
+    for figure_name in [name] if name else [*planned.figures, *planned.plots]:
+        print("\n".join(map(str, draw_figure(figure_name, planned, resolved, root))))
 
 
 @app.command()
@@ -525,7 +545,7 @@ def _epoch(text: str) -> tuple[int, Precision]:
     return int(number), "float16" if precision == "float16" else "float32"
 
 
-def _write_spec(run: Run, paths: RunPaths) -> None:
+def _write_spec(run: Run | BenchRun, paths: RunPaths) -> None:
     from kdpipe.core.files import write_json
 
     write_json(paths.spec, {**run.model_dump(mode="json"), "id": run.id, "name": run.name})

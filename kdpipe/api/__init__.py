@@ -6,8 +6,8 @@ from kdpipe.api.dataset import Dataset, DatasetSpec, ImageFiles, Regression, Reg
 from kdpipe.api.memory import Memory
 from kdpipe.api.model import ModelSpec, Tap
 from kdpipe.api.objective import Method, Objective, Recipe, TeacherPart, total
-from kdpipe.api.plot import Line, Panel, Plot, Verdict
 from kdpipe.api.settings import Paper, Published, Settings, hp
+from kdpipe.core.plot import Line, Panel, Plot, Verdict
 
 __all__ = [
     "Arrays",

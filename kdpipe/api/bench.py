@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.api.plot import Plot, Verdict
 from kdpipe.api.settings import Paper, Settings
+from kdpipe.core.plot import Plot, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

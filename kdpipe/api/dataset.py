@@ -94,6 +94,7 @@ class DatasetSpec(Dataset):
         targets: for a regression onto labels, the number that stands for each class.
         embedded: True when a Python package carries the images.
         layout: for people: what must lie in the folder.
+        beside: names of folders beside it where `read` looks too.
         download: `download(folder)` fetches the published files, checksums verified; None where the
             terms of use or the source do not allow it.
     """
@@ -109,6 +110,7 @@ class DatasetSpec(Dataset):
     targets: tuple[float, ...] | None = None
     embedded: bool = False
     layout: str = ""
+    beside: tuple[str, ...] = ()
     download: Callable[[Path], None] | None = None
 
     @property

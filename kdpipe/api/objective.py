@@ -215,10 +215,18 @@ class Recipe(Objective):
     def generations(self) -> int:
         """How many teachers are trained one after the other before this one, each taught by the last.
 
-        Such a recipe has a setting `generations` that says so; the k-th teacher after the first, which is a
-        `standard` one, is a run with that setting at k, and starts from weights of its own.
+        Such a recipe has a setting `generations` that says so; the k-th teacher after the first is a run
+        with that setting at k.
         """
         return 0
+
+    def first(self) -> tuple[str, dict[str, Any]]:
+        """The recipe of the first of those teachers, and its settings that are not at their defaults."""
+        return "standard", {}
+
+    def draw(self) -> int:
+        """Which draw of the seed's initial weights the network starts from: by default each its own."""
+        return self.generations()
 
     def folds(self) -> int:
         """How many parts the training set has, of which network i never learns the i-th; 0 is none.

@@ -64,6 +64,10 @@ class RunPaths:
         """Measures computed from the predictions."""
         return self.root / "metrics.json"
 
+    def table(self, name: str) -> Path:
+        """Of a bench: one of its tables."""
+        return self.root / "tables" / f"{name}.csv"
+
     @property
     def journal(self) -> Path:
         """What MLflow shall know of the run, appended line by line."""
@@ -135,6 +139,10 @@ class Results:
     def imported(self, dataset: str, model: str, sha256: str) -> ImportPaths:
         """What was imported from the file of that hash."""
         return ImportPaths(self.root / "imported" / f"{dataset}_{model}-{sha256[:12]}")
+
+    def plot(self, study: str, name: str) -> Path:
+        """What is told of a bench's figure: title, caption, verdicts; the images lie beside it."""
+        return self.study(study) / f"{name}.json"
 
     def study(self, name: str) -> Path:
         """Folder of a study's tables and figures."""

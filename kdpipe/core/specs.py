@@ -146,6 +146,18 @@ class TeacherRef(Frozen):
         return point(self.epoch, self.precision) if self.epoch else None
 
 
+class Start(Frozen):
+    """Weights that a network starts from, in place of random ones; its classifier is drawn all the same.
+
+    Attributes:
+        dataset: what they were trained on.
+        sha256: of the file that they were imported from.
+    """
+
+    dataset: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class RunSpec(Frozen):
     """One training, fully specified; two runs with equal specs are the same run.
 
@@ -158,9 +170,10 @@ class RunSpec(Frozen):
             is trained on top of a teacher.
         teacher: of a student, a part, or a teacher that was itself taught.
         seed: of everything random.
+        start: imported weights that the network starts from; None draws them all.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"part"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"part", "start"})
 
     engine: int = ENGINE_REVISION
     data: DataSpec
@@ -171,6 +184,7 @@ class RunSpec(Frozen):
     part: Part | None = None
     teacher: TeacherRef | None = None
     seed: int = Field(ge=0)
+    start: Start | None = None
 
     @property
     def kind(self) -> Literal["recipe", "method", "part"]:
@@ -193,7 +207,7 @@ class Run(Frozen):
         label: readable start of its folder's name; never parsed.
         protocol, scale: names that the protocol's values came from.
         sources: where each objective setting came from: default, published, study or command line.
-        pair: teacher's and student's model names (a teacher has only the first).
+        pair: teacher's and student's model names; of a teacher, its own or that of what taught it.
         recipe: name of the recipe that made the teacher (None for scratch).
         later: names of objective settings that were added after the first release; while one of
             them is at its default it stays out of the hash, so that older ids survive.
@@ -231,6 +245,47 @@ class Run(Frozen):
         """SHA-256 of the file that the weights come from; None for a run that is trained."""
         recipe = self.spec.recipe
         return recipe.settings["sha256"] if recipe and recipe.name == IMPORTED else None
+
+
+class BenchSpec(Frozen):
+    """One run of a bench, fully specified.
+
+    Attributes:
+        bench: the bench: name, revision, every setting.
+        data: the data set it sees, by name and revision; None for one that needs none.
+        seed: of everything random.
+    """
+
+    bench: Part
+    data: Part | None = None
+    seed: int = Field(ge=0)
+
+
+class BenchRun(Frozen):
+    """A run of a bench with what a reader wants to know about it; only `spec` and `later` make its id.
+
+    Attributes:
+        spec: the resolved settings.
+        sources, later: as in `Run`.
+    """
+
+    spec: BenchSpec
+    sources: dict[str, str] = {}
+    later: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """Hash of the canonical spec."""
+        spec = identity(self.spec)
+        spec["bench"]["settings"] = without_defaults(spec["bench"]["settings"], self.later)
+        return digest(spec)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: `bench_<bench>[_<data set>]_s<seed>-<id>`."""
+        spec = self.spec
+        data = f"_{spec.data.name}" if spec.data else ""
+        return f"{slug(f'bench_{spec.bench.name}{data}_s{spec.seed}')}-{self.id}"
 
 
 def identity(part: Frozen) -> dict[str, Any]:

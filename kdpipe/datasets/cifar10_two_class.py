@@ -15,6 +15,7 @@ from kdpipe.api import DatasetSpec, Paper, Split
 from kdpipe.datasets._formats import CIFAR_LICENCE, Cifar
 
 CLASSES = ("airplane", "automobile")
+BESIDE = ("cifar10-two-class", "cifar10")
 FILES = Cifar("cifar10_two_class", label="label", pickles="cifar-10-batches-py", reader="CIFAR10")
 
 
@@ -36,7 +37,7 @@ def download(folder: Path) -> None:
 
 
 def _place(folder: Path | None) -> Path | None:
-    beside = [folder.parent / name for name in ("cifar10-two-class", "cifar10")] if folder else []
+    beside = [folder.parent / name for name in BESIDE] if folder else []
     return next((place for place in [folder, *beside] if place and place.is_dir()), folder)
 
 
@@ -62,5 +63,6 @@ CIFAR10_TWO_CLASS = DatasetSpec(
         url="https://arxiv.org/abs/2003.13438",
     ),
     layout=f"CIFAR-10 ({FILES.layout}), or parquet files of its first two classes alone",
+    beside=BESIDE,
     download=download,
 )

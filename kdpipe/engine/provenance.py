@@ -13,10 +13,10 @@ import torch
 
 from kdpipe import __version__
 from kdpipe.core.fingerprint import ROOT, code_of, fingerprint
-from kdpipe.core.specs import Run
+from kdpipe.core.specs import BenchRun, Run
 
 
-def provenance(run: Run, device: torch.device) -> dict[str, Any]:
+def provenance(run: Run | BenchRun, device: torch.device) -> dict[str, Any]:
     """What is known before training: versions, code, hardware, job."""
     return {
         "run": run.id,

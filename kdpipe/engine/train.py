@@ -43,7 +43,7 @@ from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
-from kdpipe.engine.weights import load_weights, save_weights
+from kdpipe.engine.weights import load_weights, save_weights, start_from
 from kdpipe.nn.cost import cost
 from kdpipe.nn.gradients import compared
 from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
@@ -73,6 +73,7 @@ class Trainer:
         observers: who is told how it goes.
         stop: asks for a clean stop.
         part: weights of what was trained on top of the teacher, for a method that needs it.
+        start: weights that the network starts from, but for its classifier.
         gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
             no number of the training.
     """
@@ -88,6 +89,7 @@ class Trainer:
     part: Path | None = None
     keep_half: Sequence[int] = ()
     gradients: int = 0
+    start: Path | None = None
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -100,8 +102,8 @@ class Trainer:
         self.batches = Batches(train, self.normalise, protocol, spec.seed, self.device, self.objective.views)
         self.anchor = 0
         self.teacher = self._load_teacher()
-        generation = self.objective.generations() if isinstance(self.objective, Recipe) else 0
-        with seeded(spec.seed, "init", generation):
+        draw = self.objective.draw() if isinstance(self.objective, Recipe) else 0
+        with seeded(spec.seed, "init", draw):
             self._build()
         self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective.to(self.device)
@@ -135,6 +137,8 @@ class Trainer:
         channels, classes = self.prepared.shape[0], self.prepared.num_classes
         model_spec: ModelSpec = registry.models.get(spec.model.name)
         self.model = model_spec.build(classes, channels)
+        if self.start is not None:
+            start_from(self.model, model_spec.classifier, self.start)
         self.cost = cost(self.model, self.prepared.shape)
         taps = expand(model_spec, objective.taps().student)
         found = shapes(self.model, model_spec, taps, self.prepared.shape)

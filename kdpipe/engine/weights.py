@@ -55,6 +55,31 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors)
 
 
+def start_from(model: nn.Module, classifier: str, path: Path) -> None:
+    """Read weights into `model`, all but those of its classifier, which may have other classes.
+
+    Args:
+        model: the network, its classifier drawn already.
+        classifier: name of its last linear layer.
+        path: weights of the same network, for any number of classes.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or belongs to another network.
+    """
+    own, tensors = model.state_dict(), read_weights(path)
+    body = {key for key in own if not key.startswith(f"{classifier}.")}
+    theirs = {key for key in tensors if not key.startswith(f"{classifier}.")}
+    wrong = sorted(body ^ theirs) + sorted(k for k in body & theirs if own[k].shape != tensors[k].shape)
+    if wrong:
+        raise CheckpointError(
+            f"the weights to start from belong to another network: {', '.join(wrong[:3])} "
+            f"{'does' if len(wrong) == 1 else 'do'} not fit",
+            where=str(path),
+            fix="import weights of this network, for images with as many channels",
+        )
+    model.load_state_dict({**own, **{key: tensors[key] for key in body}})
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 

@@ -89,6 +89,7 @@ def check_checkpoints(study: Study, teacher: Protocol, where: str) -> None:
         ConfigError: one of the two.
     """
     rules = [rule for curve in study.curves for rule in curve.rules]
+    rules += [chain.pass_on for chain in study.chains if chain.pass_on != "last"]
     if rules and study.split != "train-val":
         raise ConfigError(
             f"the rule '{rules[0]}' looks at validation images, and the study holds none out",

@@ -13,7 +13,8 @@ from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.ids import digest
 from kdpipe.datasets._formats import Pixels, existing, nothing_there, parquet_files, read_parquet
 from kdpipe.datasets._trees import ClassFolders
-from kdpipe.plan.config import DatasetFile, names, read_dataset
+from kdpipe.plan.config import Config, DatasetFile, names, read_dataset
+from kdpipe.plan.study import Study
 
 ARRAYS = (
     "format",
@@ -53,6 +54,24 @@ def find_dataset(name: str, folder: Path, where: str | None = None) -> DatasetSp
             fix="name a set of images: kdpipe list datasets",
         )
     return spec
+
+
+def stand_in(study: Study, config: Config, folder: Path, where: str) -> Study:
+    """The study with the data set that it is run on: its own, or the other one where its files are absent.
+
+    Args:
+        study: the study.
+        config: says where data sets are looked for.
+        folder: the config folder.
+        where: the study's file, for messages.
+    """
+    if not study.otherwise:
+        return study
+    wanted = find_dataset(study.dataset, folder, f"{where}, key 'dataset'")
+    other = find_dataset(study.otherwise, folder, f"{where}, key 'otherwise'")
+    source = config.source(wanted.name)
+    there = any(place.is_dir() for place in (source, *(source.parent / name for name in wanted.beside)))
+    return study if there or wanted.embedded else study.model_copy(update={"dataset": other.name})
 
 
 def all_datasets(folder: Path) -> dict[str, Dataset]:

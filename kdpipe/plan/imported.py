@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -57,7 +58,7 @@ def imported_run(dataset: DatasetSpec, model: ModelSpec, sha256: str, test_sampl
 
 
 def check_imports(plan: Plan, results: Results) -> None:
-    """Raise unless every imported teacher of a plan has been imported.
+    """Raise unless every imported teacher of a plan, and all weights that networks start from, are there.
 
     Raises:
         CheckpointError: one is missing; the message says which command to run.
@@ -72,6 +73,15 @@ def check_imports(plan: Plan, results: Results) -> None:
                 where=str(store.root),
                 fix=import_command(spec.data.dataset, spec.model.name, str(results.root)),
             )
+        file, start = start_of(planned.run, results), planned.run.spec.start
+        if file and start and not file.is_file():
+            model = planned.run.spec.model.name
+            raise CheckpointError(
+                f"the weights that {model} starts from have not been imported yet; "
+                f"the SHA-256 of their file is {start.sha256}",
+                where=str(file.parent),
+                fix=import_command(start.dataset, model, str(results.root)),
+            )
 
 
 def store_of(run: Run, results: Results) -> ImportPaths | None:
@@ -79,6 +89,12 @@ def store_of(run: Run, results: Results) -> ImportPaths | None:
     if run.imported is None:
         return None
     return results.imported(run.spec.data.dataset, run.spec.model.name, run.imported)
+
+
+def start_of(run: Run, results: Results) -> Path | None:
+    """The weights that a run's network starts from; None for one that is drawn."""
+    start = run.spec.start
+    return results.imported(start.dataset, run.spec.model.name, start.sha256).model if start else None
 
 
 def import_command(dataset: str, model: str, results: str = "results") -> str:

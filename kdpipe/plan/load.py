@@ -30,6 +30,7 @@ def plan_path(config: Config) -> Path:
     """Where the plan of these settings lies: its name is a hash of everything that decides it."""
     head = config.model_dump(mode="json", include=DECISIVE)
     hasher = hashlib.sha256(canonical(head).encode())
+    hasher.update(repr(_data_there(config)).encode())
     for file in _inputs(Path(config.folder)):
         hasher.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return Results(Path(config.results)).plans / f"{hasher.hexdigest()[:16]}.json"
@@ -75,7 +76,9 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 def study_digest(study: PlannedStudy) -> str:
     """Hash of everything a study's tables depend on, beside the measures themselves."""
-    return digest({"study": study.study.model_dump(mode="json"), "cells": [asdict(c) for c in study.cells]})
+    known = {"study": study.study.model_dump(mode="json"), "cells": [asdict(c) for c in study.cells]}
+    benches = {"benches": [asdict(b) for b in study.benches], "plots": study.plots}
+    return digest({**known, **(benches if study.benches else {})})
 
 
 def _resolve_in_child(config: Config, path: Path) -> None:
@@ -101,6 +104,15 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _data_there(config: Config) -> list[str]:
+    """Names of the data sets' folders that are there: studies may name another set in case theirs is not."""
+    named = () if isinstance(config.data, str) else config.data
+    places = [config.source(name) for name in named]
+    root = config.source("")
+    places += root.iterdir() if root.is_dir() else ()
+    return sorted({place.name for place in places if place.is_dir()})
 
 
 def _inputs(folder: Path) -> list[Path]:

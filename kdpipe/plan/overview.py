@@ -16,11 +16,12 @@ from kdpipe.plan.plan import Plan
 def overview(plan: Plan, results: Path, *, as_json: bool = False) -> str:
     """The plan's runs by study with their states, and what is skipped and why."""
     states = {name: state(Results(results).run(name)) for name in plan.runs}
+    states |= {name: bench_state(Results(results).run(name)) for name in plan.benches}
     if as_json:
         return json.dumps(_as_json(plan, states), indent=1)
     lines: list[str] = []
     for name, study in plan.studies.items():
-        runs = study.runs()
+        runs = [*study.runs(), *dict.fromkeys(cell.run for cell in study.benches)]
         lines += [f"{name}: {study.study.title} (scale {study.scale})", ""]
         for run in runs:
             lines.append(f"  {states[run]:<10}{run}")
@@ -29,7 +30,7 @@ def overview(plan: Plan, results: Path, *, as_json: bool = False) -> str:
         )
         lines += [f"  {'skipped':<10}{what}: {why}" for what, why in skipped]
         lines += ["", f"  {len(runs)} runs: {_counts([states[r] for r in runs])}", ""]
-    lines.append(f"{len(plan.runs)} runs in all: {_counts(list(states.values()))}")
+    lines.append(f"{len(states)} runs in all: {_counts(list(states.values()))}")
     lines += _kept(plan)
     return "\n".join(lines)
 
@@ -39,6 +40,11 @@ def state(paths: RunPaths) -> str:
     if paths.status.is_file() and paths.model.is_file():
         return "collapsed" if read_json(paths.status)["status"] == "collapsed" else "cached"
     return "started" if paths.state.is_dir() else "missing"
+
+
+def bench_state(paths: RunPaths) -> str:
+    """The same of a bench's run."""
+    return "cached" if paths.status.is_file() else "started" if paths.state.is_dir() else "missing"
 
 
 def compare_runs(a: str, b: str, results: Path) -> str:
@@ -135,7 +141,8 @@ def _as_json(plan: Plan, states: Mapping[str, str]) -> dict[str, Any]:
                 "checkpoint_bytes": p.bytes,
             }
             for name, p in plan.runs.items()
-        },
+        }
+        | {name: {"state": states[name], "studies": b.studies} for name, b in plan.benches.items()},
         "skipped": [
             {"study": name, "method": c.row, "teacher": c.teacher, "student": c.student, "why": c.skipped}
             for name, study in plan.studies.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdpipe.core.specs import Choice, Precision, Run, point
+from kdpipe.core.specs import BenchRun, Choice, Precision, Run, point
 from kdpipe.plan.study import Study
 
 TEACHER = "teacher"  # the row of the teachers' own numbers
@@ -20,10 +20,11 @@ class Cell:
     """One number's place in a study: which run gives it.
 
     Attributes:
-        part: `table`; `curve` for a checkpoint-sampling curve; `kept` for a teacher's kept checkpoint.
-        row: label of the method, or `teacher`.
-        recipe: label of the teacher's recipe; None for a student without a teacher.
-        teacher: network of the teacher; None for a student without a teacher.
+        part: `table`; `curve` for a checkpoint-sampling curve; `kept` for a teacher's kept checkpoint;
+            `chain` for a step of a chain.
+        row: label of the method, or `teacher`; of a chain, the step.
+        recipe: label of the teacher's recipe, of a chain its alpha; None for a student without a teacher.
+        teacher: network of the teacher, of a chain its label; None for a student without a teacher.
         student: network of the student; None for a teacher's own cell.
         seed: seed of the run (and of its teacher).
         epoch: the teacher's epoch, when it is not the last one.
@@ -55,7 +56,7 @@ class Cell:
         """Where its results lie within the results folder: a run, or a teacher's sampled checkpoint."""
         if self.run is None:
             return None
-        if self.row != TEACHER:
+        if self.row != TEACHER and self.part != "chain":
             return place(self.run)
         return place(self.run, self.choice or (point(self.epoch, self.precision) if self.epoch else None))
 
@@ -113,13 +114,52 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class PlannedBench:
+    """A bench's run, the folder of the data that it sees (None without), and the studies that want it."""
+
+    run: BenchRun
+    data: str | None
+    studies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchCell:
+    """One run of a bench within a study: which bench, which variant, which seed, and the run's folder."""
+
+    bench: str
+    label: str
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True)
 class PlannedStudy:
-    """A study with its cells, in the order of its rows and columns."""
+    """A study with its cells, in the order of its rows and columns.
+
+    Attributes:
+        name: of its file.
+        study: its content.
+        scale: at which it is run.
+        cells: its trainings.
+        benches: its benches' runs.
+        plots: its benches' figures -> the bench that draws each.
+    """
 
     name: str
     study: Study
     scale: str
     cells: tuple[Cell, ...]
+    benches: tuple[BenchCell, ...] = ()
+    plots: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The figures of its trainings; those of its benches are `plots`."""
+        about = self.study
+        sampled = any(curve.epochs or curve.fractions for curve in about.curves)
+        own = ["learning_curves"] * bool(about.pairs) + ["sampling"] * sampled
+        own += ["chains_by_alpha", "chains_by_step"] * bool(about.chains)
+        return (*own, *about.figures)
 
     def runs(self) -> list[str]:
         """Names of the runs that fill its cells, without repeats."""
@@ -136,6 +176,7 @@ class Plan:
 
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
+    benches: dict[str, PlannedBench] = field(default_factory=dict)
 
     def place(self, run: str, checkpoint: str | None = None) -> str:
         """The folder of a run, or of one of its sampled checkpoints, within the results folder."""
@@ -174,7 +215,9 @@ class Plan:
 
     def dataset_of(self, folder: str) -> str:
         """Name of the data set that is prepared in `folder`."""
-        return next(p.run.spec.data.dataset for p in self.runs.values() if p.data == folder)
+        trained = {p.data: p.run.spec.data.dataset for p in self.runs.values()}
+        seen = {p.data: p.run.spec.data.name for p in self.benches.values() if p.run.spec.data}
+        return (trained | seen)[folder]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `from_json`."""
@@ -200,8 +243,14 @@ class Plan:
                     "study": s.study.model_dump(mode="json"),
                     "scale": s.scale,
                     "cells": [asdict(c) for c in s.cells],
+                    "benches": [asdict(b) for b in s.benches],
+                    "plots": s.plots,
                 }
                 for name, s in self.studies.items()
+            },
+            "benches": {
+                name: {"run": b.run.model_dump(mode="json"), "data": b.data, "studies": list(b.studies)}
+                for name, b in self.benches.items()
             },
         }
 
@@ -230,7 +279,13 @@ class Plan:
                 study=Study.model_validate(s["study"]),
                 scale=s["scale"],
                 cells=tuple(Cell(**c) for c in s["cells"]),
+                benches=tuple(BenchCell(**b) for b in s["benches"]),
+                plots=s["plots"],
             )
             for name, s in data["studies"].items()
         }
-        return cls(runs, studies)
+        benches = {
+            name: PlannedBench(BenchRun.model_validate(b["run"]), b["data"], tuple(b["studies"]))
+            for name, b in data["benches"].items()
+        }
+        return cls(runs, studies, benches)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from kdpipe.api.settings import Settings, later_settings, scaled
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.measures import METRICS
-from kdpipe.core.specs import IMPORTED, Choice, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
+from kdpipe.core.specs import IMPORTED, Choice, DataSpec, Part, Protocol, Run, RunSpec, Start, TeacherRef
 from kdpipe.engine.augment import Pipeline
 from kdpipe.nn.taps import expand
+from kdpipe.plan.benches import bench_runs, plots_of
+from kdpipe.plan.chains import models_of, step_entry
 from kdpipe.plan.checkpoints import TeacherEpochs, check_checkpoints
 from kdpipe.plan.config import (
     Config,
@@ -33,10 +36,10 @@ from kdpipe.plan.config import (
     read_study,
     scale_epoch,
 )
-from kdpipe.plan.datasets import find_dataset
+from kdpipe.plan.datasets import find_dataset, stand_in
 from kdpipe.plan.imported import Imported, import_command, imported_run
-from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy
-from kdpipe.plan.study import Entry, Pair, Scale, Study
+from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedBench, PlannedRun, PlannedStudy
+from kdpipe.plan.study import Chain, Entry, Pair, Scale, Study
 
 
 def resolve(config: Config) -> Plan:
@@ -86,21 +89,19 @@ class _StudyResolver:
 
     def __post_init__(self) -> None:
         self.where = f"{self.folder}/studies/{self.name}.yaml"
-        self.protocols = {kind: self._read_protocol(name) for kind, name in self.study.protocol}
-        self.dataset: DatasetSpec = find_dataset(
-            self.study.dataset, self.folder, f"{self.where}, key 'dataset'"
-        )
         self.scale_name, self.scale = self._scale()
-        self.models = {
-            name: registry.models.get(name, where=f"{self.where}, key 'pairs'")
-            for pair in self.study.pairs
-            for name in (pair.teacher, pair.student)
-        }
-        self._check_sides()
-        check_checkpoints(self.study, self.protocols["teacher"].settings, self.where)
         self.seeds = self.study.seeds[: self.scale.seeds]
         self.precision = self.config.checkpoint_precision or self.study.checkpoint_precision
-        self.data = self._data()
+        self.study = stand_in(self.study, self.config, self.folder, self.where)
+        wanted = [("pairs", name) for pair in self.study.pairs for name in (pair.teacher, pair.student)]
+        wanted += [("chains", name) for name in models_of(self.study)]
+        self.models = {
+            name: registry.models.get(name, where=f"{self.where}, key '{key}'") for key, name in wanted
+        }
+        if wanted:
+            self.protocols = {kind: self._read_protocol(name) for kind, name in self.study.protocol}
+            self._check_sides()
+            check_checkpoints(self.study, self.protocols["teacher"].settings, self.where)
         for metric in self.study.metrics:
             if metric not in METRICS:
                 raise UnknownNameError.of("measure", metric, METRICS, where=f"{self.where}, key 'metrics'")
@@ -113,6 +114,16 @@ class _StudyResolver:
                 if kind is not registry.recipes or entry.name != IMPORTED:
                     kind.get(entry.name, where=f"{self.where}, key '{key}'")
 
+    @cached_property
+    def dataset(self) -> DatasetSpec:
+        """The data set of its trainings, or of benches that need images."""
+        return find_dataset(self.study.dataset, self.folder, f"{self.where}, key 'dataset'")
+
+    @cached_property
+    def data(self) -> DataSpec:
+        """Which of its images the trainings see."""
+        return self._data()
+
     def resolve(self) -> Plan:
         """The study's runs and cells, in the order of its table."""
         for pair in self.study.pairs:
@@ -124,10 +135,49 @@ class _StudyResolver:
                     self._kept(pair, recipe, seed, teacher)
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
+        for chain in self.study.chains:
+            for seed in self.seeds:
+                for alpha in chain.alphas:
+                    self._chain(chain, alpha, seed)
         cells = tuple(dict.fromkeys(self.cells))
         self._observe()
-        study = PlannedStudy(self.name, self.study, self.scale_name, cells)
-        return Plan(self.runs, {self.name: study})
+        images = self.dataset if self.study.dataset and self.study.benches else None
+        benches, places = bench_runs(self.name, self.study, self.seeds, images, self.config, self.where)
+        plots = plots_of(self.study, self.where)
+        study = PlannedStudy(self.name, self.study, self.scale_name, cells, places, plots)
+        return Plan(self.runs, {self.name: study}, benches)
+
+    def _chain(self, chain: Chain, alpha: float, seed: int) -> None:
+        """The runs and cells of one chain: step after step, each taught by the one before."""
+        before, choice = None, None
+        for step in range(1, chain.steps + 1):
+            model = chain.model(step)
+            entry = step_entry(chain, alpha, step)
+            objective = self._objective("recipe", entry, Pair(teacher=model, student=model), entry.name)
+            start = self._start(chain, model)
+            before = self._one_teacher(objective, model, seed, before, step - 1, choice, start)
+            if chain.pass_on != "last":
+                choice = self._epochs(model).choice(chain.pass_on)
+                self._keep(before, choice.epochs)
+                self._choose(before, choice)
+            name = choice.name if choice else None
+            self.cells.append(
+                Cell("chain", str(step), entry.label, chain.label, None, seed, run=before, choice=name)
+            )
+
+    def _start(self, chain: Chain, model: str) -> Start | None:
+        """The imported weights that a chain's network starts from, if any."""
+        if chain.start is None:
+            return None
+        where = f"{self.where}, key 'chains', start of '{chain.label}'"
+        find_dataset(chain.start.dataset, self.folder, where)
+        sha256 = chain.start.files.get(model)
+        if sha256 is None:
+            command = import_command(chain.start.dataset, model)
+            raise ConfigError(
+                f"'files' names no weights of {model}", where=where, fix=f"{command} prints them"
+            )
+        return parse(Start, {"dataset": chain.start.dataset, "sha256": sha256}, where)
 
     def _observe(self) -> None:
         """Note what the study wants to see of its runs beside their predictions."""
@@ -261,26 +311,35 @@ class _StudyResolver:
             )
         generations = objective.instance.generations()
         if not generations:
-            return self._one_teacher(objective, pair, seed)
-        before = self._one_teacher(
-            self._objective("recipe", Entry(name="standard"), pair, "standard"), pair, seed
-        )
+            return self._one_teacher(objective, pair.teacher, seed)
+        first, settings = objective.instance.first()
+        ordinary = self._objective("recipe", Entry(name=first, settings=settings), pair, first)
+        before = self._one_teacher(ordinary, pair.teacher, seed)
         for generation in range(1, generations + 1):
             settings = {**objective.part.settings, "generations": generation}
             made = replace(objective, part=objective.part.model_copy(update={"settings": settings}))
-            before = self._one_teacher(made, pair, seed, before, generation)
+            before = self._one_teacher(made, pair.teacher, seed, before, generation)
         return before
 
     def _one_teacher(
-        self, objective: _Resolved, pair: Pair, seed: int, before: str | None = None, generation: int = 0
+        self,
+        objective: _Resolved,
+        model: str,
+        seed: int,
+        before: str | None = None,
+        generation: int = 0,
+        choice: Choice | None = None,
+        start: Start | None = None,
     ) -> str:
-        """A teacher's run, after the teacher that it learns from itself, if any."""
-        ref = TeacherRef(run=self.runs[before].run.id) if before else None
-        spec = self._spec(pair.teacher, seed, recipe=objective.part, teacher=ref)
+        """A teacher's run, after the teacher (or the checkpoint of it) that it learns from itself, if any."""
+        ref = TeacherRef(run=self.runs[before].run.id, choice=choice) if before else None
+        spec = self._spec(model, seed, recipe=objective.part, teacher=ref, start=start)
         name = objective.part.name
         nth = f"_g{generation}" if generation else ""
-        label = f"teacher_{self.dataset.name}_{pair.teacher}_{name}{nth}_s{seed}"
-        return self._add(spec, label, objective, (pair.teacher, None), name, before)
+        label = f"teacher_{self.dataset.name}_{model}_{name}{nth}_s{seed}"
+        own = self.runs[before].run.spec.model.name if before else model
+        networks = (model, None) if own == model else (own, model)
+        return self._add(spec, label, objective, networks, name, before)
 
     def _student(
         self,
@@ -409,6 +468,7 @@ class _StudyResolver:
         recipe: Part | None = None,
         method: Part | None = None,
         teacher: TeacherRef | None = None,
+        start: Start | None = None,
     ) -> RunSpec:
         return RunSpec(
             data=self.data,
@@ -418,6 +478,7 @@ class _StudyResolver:
             method=method,
             teacher=teacher,
             seed=seed,
+            start=start,
         )
 
     def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
@@ -542,21 +603,22 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_setting_names(settings: Mapping[str, Any], where: str) -> None:
-    recipes = registry.recipes.names()
+    recipes, benches = registry.recipes.names(), registry.benches.names()
     for name in settings:
-        if name in recipes:
+        if name in recipes or name in benches:
             continue
         try:
             registry.methods.get(name, where=where)
         except UnknownNameError:
-            known = [*recipes, *registry.methods.names()]
-            raise UnknownNameError.of("recipe or method", name, known, where=where) from None
+            known = [*recipes, *registry.methods.names(), *benches]
+            raise UnknownNameError.of("recipe, method or bench", name, known, where=where) from None
 
 
 def _merge(plans: list[Plan]) -> Plan:
     """The union of the studies' plans: shared runs once, with everything that anyone wants kept."""
     runs: dict[str, PlannedRun] = {}
     studies: dict[str, PlannedStudy] = {}
+    benches: dict[str, PlannedBench] = {}
     for name, planned in _all_runs(plans):
         if name in runs:
             known = runs[name]
@@ -574,7 +636,10 @@ def _merge(plans: list[Plan]) -> Plan:
             runs[name] = planned
     for plan in plans:
         studies |= plan.studies
-    return Plan(runs, studies)
+        for name, bench in plan.benches.items():
+            wanted = benches[name].studies if name in benches else ()
+            benches[name] = replace(bench, studies=(*wanted, *bench.studies))
+    return Plan(runs, studies, benches)
 
 
 def _all_runs(plans: list[Plan]) -> Iterator[tuple[str, PlannedRun]]:

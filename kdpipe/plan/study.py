@@ -116,6 +116,59 @@ class Curve(Frozen):
         return tuple(c.fraction for c in self.checkpoints if c.fraction)
 
 
+class Pretrained(Frozen):
+    """Imported weights that the networks of a chain start from."""
+
+    dataset: str = Field(description="data set that they were trained on")
+    files: dict[str, str] = Field(
+        description="network -> SHA-256 of its file, as `kdpipe import-teacher` prints it"
+    )
+
+
+class Chain(Frozen):
+    """Self-distillation: networks in a row, each taught by the labels and the one before."""
+
+    models: tuple[str, ...] = Field(
+        min_length=1, description="network of each step; the last holds for all further steps"
+    )
+    label: str = Field("", description="how tables and figures call it; default: its networks")
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        min_length=1, description="weights of the labels; each is a chain, and all share the first step"
+    )
+    steps: int = Field(5, ge=2, description="networks in a row, the first one (labels alone) included")
+    loss: Literal["mse", "kl"] = Field("mse", description="distance of probabilities, or divergence")
+    weights: Literal["new", "same"] = Field(
+        "new", description="initial weights: a new draw for each step, or one for all; equal for all alphas"
+    )
+    pass_on: Literal["last"] | Rule = Field(
+        "last",
+        description="weights that teach the next step: the last, or those that a rule picks among the epochs "
+        "in `keep`, by validation images (train-val)",
+    )
+    start: Pretrained | None = Field(None, description="imported weights that every step starts from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("models"), str):
+            value = {**value, "models": (value["models"],)}
+        if isinstance(value, dict) and value.get("models") and not value.get("label"):
+            value = {**value, "label": ", ".join(map(str, value["models"]))}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Chain:
+        if len(set(self.alphas)) != len(self.alphas):
+            raise ValueError("an alpha is listed twice")
+        if len(self.models) > self.steps:
+            raise ValueError(f"{len(self.models)} networks are named for {self.steps} steps")
+        return self
+
+    def model(self, step: int) -> str:
+        """The network of a step, counted from 1."""
+        return self.models[min(step, len(self.models)) - 1]
+
+
 class Scale(Frozen):
     """A named reduction that any study can be run at."""
 
@@ -131,9 +184,11 @@ class Study(Frozen):
     title: str = Field(description="one line, shown above the table")
     paper: str = Field("", description="short name of the paper it reproduces, if any")
     about: str = Field("", description="what the study asks, in a sentence or two")
-    dataset: str = Field(description="name of the data set")
+    dataset: str = Field("", description="name of the data set; only a study of benches can do without")
+    otherwise: str = Field("", description="data set that stands in where the files of `dataset` are absent")
     protocol: Protocols = Field(
-        description="name of a file in config/protocols, or one for the teacher and one for the student"
+        Protocols(teacher="", student=""),
+        description="name of a file in config/protocols, or one for the teacher and one for the student",
     )
     split: Literal["full-train", "train-val"] = Field(
         "full-train", description="train on everything, or hold out a validation set"
@@ -141,11 +196,16 @@ class Study(Frozen):
     scale: str = Field("full", description="full, or the name of a reduction")
     scales: dict[str, Scale] = Field({}, description="this study's own reductions by name")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="one run per seed")
-    pairs: tuple[Pair, ...] = Field(min_length=1, description="teacher and student networks")
-    recipes: tuple[Entry, ...] = Field(min_length=1, description="ways to train the teacher")
-    methods: tuple[Entry, ...] = Field(min_length=1, description="ways to distil the student")
+    pairs: tuple[Pair, ...] = Field((), description="teacher and student networks")
+    recipes: tuple[Entry, ...] = Field((), description="ways to train the teacher")
+    methods: tuple[Entry, ...] = Field((), description="ways to distil the student")
+    chains: tuple[Chain, ...] = Field((), description="chains of self-distillation")
+    benches: tuple[Entry, ...] = Field(
+        (), description="theory benches; entries of one bench with other labels and settings are its variants"
+    )
+    plots: tuple[str, ...] = Field((), description="figures of the benches that are drawn; default: all")
     settings: dict[str, dict[str, Any]] = Field(
-        {}, description="settings by recipe or method name, for all its entries"
+        {}, description="settings by recipe, method or bench name, for all its entries"
     )
     curves: tuple[Curve, ...] = Field((), description="checkpoint-sampling curves")
     keep: Keep = Field(Keep(), description="further epochs of the teachers that are kept and measured")
@@ -173,10 +233,35 @@ class Study(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _whole(self) -> Study:
+        grid = {"pairs": self.pairs, "recipes": self.recipes, "methods": self.methods}
+        lacks = [key for key, value in grid.items() if not value]
+        if lacks and len(lacks) < len(grid):
+            raise ValueError(f"'{lacks[0]}' is missing: pairs, recipes and methods go together")
+        if lacks and not (self.chains or self.benches):
+            raise ValueError(
+                "the study asks for nothing: give pairs, recipes and methods, or chains, or benches"
+            )
+        trained = [key for key in ("pairs", "chains") if getattr(self, key)]
+        if trained and not (self.dataset and self.protocol.teacher):
+            what = "protocol" if self.dataset else "dataset"
+            raise ValueError(f"'{what}' is missing: what '{trained[0]}' name is trained on one, by one")
+        if self.plots and not self.benches:
+            raise ValueError(
+                "plots: only benches have plots; the figures of other studies go under 'figures'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _unique_labels(self) -> Study:
         if any(method.label == "teacher" for method in self.methods):
             raise ValueError("methods: 'teacher' is the name of the teachers' own row; use another label")
-        for key, entries in (("recipes", self.recipes), ("methods", self.methods)):
+        for key, entries in (
+            ("recipes", self.recipes),
+            ("methods", self.methods),
+            ("benches", self.benches),
+            ("chains", self.chains),
+        ):
             labels = [e.label for e in entries]
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:

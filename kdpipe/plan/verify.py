@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kdpipe.core.errors import UserError
 from kdpipe.core.files import read_json, sha256
 from kdpipe.core.fingerprint import code_of, fingerprint
 from kdpipe.core.paths import Results, RunPaths
-from kdpipe.core.specs import Run
+from kdpipe.core.specs import BenchRun, Run
 from kdpipe.plan.plan import Plan
 
 
@@ -17,6 +19,10 @@ def verify_results(plan: Plan, results: Results) -> list[str]:
         paths = results.run(name)
         if paths.status.is_file():
             found += [f"{name}: {problem}" for problem in _problems(planned.run, paths)]
+    for name, bench in plan.benches.items():
+        paths = results.run(name)
+        if paths.status.is_file():
+            found += [f"{name}: {problem}" for problem in _bench_problems(bench.run, paths)]
     return found
 
 
@@ -26,8 +32,23 @@ def _problems(run: Run, paths: RunPaths) -> list[str]:
         outputs["predictions"] = paths.predictions
     files = (*outputs.values(), paths.history, paths.spec, paths.provenance)
     missing = [file.name for file in files if not file.is_file()]
+    return [f"lacks {', '.join(missing)}"] if missing else _differences(run, paths, outputs)
+
+
+def _bench_problems(run: BenchRun, paths: RunPaths) -> list[str]:
+    missing = [file.name for file in (paths.spec, paths.provenance) if not file.is_file()]
     if missing:
         return [f"lacks {', '.join(missing)}"]
+    try:
+        outputs = {name: paths.table(name) for name in read_json(paths.provenance)["outputs"]}
+    except (UserError, KeyError) as error:
+        return [f"cannot be read: {error}"]
+    lost = [file.name for file in outputs.values() if not file.is_file()]
+    return [f"lacks {', '.join(lost)}"] if lost else _differences(run, paths, outputs)
+
+
+def _differences(run: Run | BenchRun, paths: RunPaths, outputs: dict[str, Path]) -> list[str]:
+    """How the stored files differ from what their records say."""
     problems = []
     try:
         record = read_json(paths.provenance)

@@ -25,8 +25,8 @@ class Measurement:
     Attributes:
         study: name of the study.
         part, row, recipe, teacher, student, seed, run: as in `Cell`.
-        epoch: the teacher's epoch on a checkpoint-sampling curve (also the last); None in the table, and
-            where a rule picks it.
+        epoch: the teacher's epoch on a checkpoint-sampling curve (also the last); None in the table, of a
+            chain's step, and where a rule picks it.
         rule: the rule that picks the teacher's epoch.
         chosen: the epoch that it picked.
         run_id: hash of the run; None when the cell is skipped.
@@ -154,14 +154,15 @@ def read_provenance(results: Results, run: str) -> dict[str, Any] | None:
 
 
 def _epoch(cell: Cell, last: Mapping[tuple[str | None, str | None], int]) -> int | None:
-    if cell.part == "table" or cell.rule:
+    if cell.part in ("table", "chain") or cell.rule:
         return None
     return cell.epoch or last[cell.recipe, cell.teacher]
 
 
 def _chosen(cell: Cell, known: dict[str, Any] | None) -> int | None:
     """The epoch that a rule picked: a sampled checkpoint's own, or that of a student's teacher."""
-    found = (known or {}).get("epoch" if cell.row == TEACHER else "teacher_epoch")
+    own = cell.row == TEACHER or cell.part == "chain"
+    found = (known or {}).get("epoch" if own else "teacher_epoch")
     return int(found) if cell.rule and found is not None else None
 
 

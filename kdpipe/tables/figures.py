@@ -63,25 +63,26 @@ class Look:
         return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
 
 
-def draw(study: PlannedStudy, layout: Layout, results: Results) -> list[Path]:
-    """Draw a study's figures: `learning_curves`, and `sampling` when the study has curves.
-
-    Args:
-        study: the study.
-        layout: its tables.
-        results: the results folder; files go to `results/studies/<study>/`.
+def draw_learning_curves(study: PlannedStudy, results: Results, stem: Path) -> list[Path]:
+    """Draw accuracy after each epoch, with a panel per pair and recipe.
 
     Returns:
-        The files written: an SVG, a PNG and a CSV per figure.
+        The files written: an SVG, a PNG and a CSV.
     """
-    folder = results.study(study.name)
     with house_style():
         data = learning_data(study, results)
-        written = save(_learning_figure(study, data), data, folder / "learning_curves")
-        if any(curve.epochs or curve.fractions for curve in study.study.curves):
-            data = sampling_data(layout)
-            written += save(_sampling_figure(study, layout, data), data, folder / "sampling")
-    return written
+        return save(_learning_figure(study, data), data, stem)
+
+
+def draw_sampling(study: PlannedStudy, layout: Layout, stem: Path) -> list[Path]:
+    """Draw a study's checkpoint-sampling curves.
+
+    Returns:
+        The files written: an SVG, a PNG and a CSV.
+    """
+    with house_style():
+        data = sampling_data(layout)
+        return save(_sampling_figure(study, layout, data), data, stem)
 
 
 def learning_data(study: PlannedStudy, results: Results) -> pd.DataFrame:
@@ -158,10 +159,10 @@ def looks(study: PlannedStudy) -> dict[str, Look]:
     labels = [entry.label for entry in study.study.methods]
     found = {TEACHER: Look(INK, (0, (5, 1.5)), "*")}
     found |= {label: Look(GREY, (0, (1, 1)), ".") for label in labels if label in alone}
-    return found | dict(zip([x for x in labels if x not in alone], _palette(), strict=False))
+    return found | dict(zip([x for x in labels if x not in alone], palette(), strict=False))
 
 
-def _palette() -> Iterator[Look]:
+def palette() -> Iterator[Look]:
     """Looks without end: colour and marker change each time, the line style once the colours are used up."""
     index = 0
     while True:
@@ -254,7 +255,7 @@ def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) ->
     """A row of two panels per curve and pair: the teacher's accuracy, and the student's."""
     curves = [(curve.method, pair) for curve in study.study.curves for pair in study.study.pairs]
     figure, axes = _panels(2 * len(curves), 2)
-    recipes = dict(zip([r.label for r in study.study.recipes], _palette(), strict=False))
+    recipes = dict(zip([r.label for r in study.study.recipes], palette(), strict=False))
     for index, (method, pair) in enumerate(curves):
         own = data[
             (data["curve"] == method) & (data["teacher"] == pair.teacher) & (data["student"] == pair.student)

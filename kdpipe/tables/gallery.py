@@ -1,4 +1,4 @@
-"""The diagrams that a study names, drawn from the results of its first pair and seed."""
+"""The figures of a study: curves of its trainings, diagrams of its first networks, plots of its benches."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
+from kdpipe.tables.benches import draw_bench
+from kdpipe.tables.chains import CHAIN_PLOTS
 from kdpipe.tables.collect import read_metrics
-from kdpipe.tables.figures import house_style, save
+from kdpipe.tables.figures import draw_learning_curves, draw_sampling, house_style, save
+from kdpipe.tables.layout import lay_out
+from kdpipe.tables.plots import draw_plot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,17 +22,31 @@ if TYPE_CHECKING:
 PANELS = 12  # at most; further networks are left out
 
 
-def draw_diagram(name: str, study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
-    """Draw one diagram of a study: `reliability`, `tsne`, `correlation` or `gradients`.
+def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
+    """Draw one figure of a study.
 
-    Shown are the networks of the study's first pair and first seed, teachers first; those that collapsed or
-    are not made yet are left out.
+    `reliability`, `tsne`, `correlation` and `gradients` show the networks of the study's first pair and first
+    seed, teachers first; those that collapsed or are not made yet are left out.
 
     Returns:
-        The `.svg`, `.png` and `.csv` in the study's folder.
+        The `.svg`, `.png` and `.csv` in the study's folder; of a bench's figure also the `.json` with what is
+        told of it.
+
+    Raises:
+        UnknownNameError: the study has no such figure, and networks have none of that name.
     """
     stem = results.study(study.name) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
+    if name in study.plots:
+        return draw_bench(name, study, plan, results)
+    if name == "learning_curves":
+        return draw_learning_curves(study, results, stem)
+    if name == "sampling":
+        return draw_sampling(study, lay_out(study, plan, results), stem)
+    if name in CHAIN_PLOTS:
+        return draw_plot(CHAIN_PLOTS[name](study, lay_out(study, plan, results)), stem)
+    if name not in DRAWN or not study.study.pairs:
+        raise UnknownNameError.of("figure", name, [*study.figures, *study.plots, *DRAWN])
     return DRAWN[name](list(_networks(study, plan, results))[:PANELS], stem)
 
 

@@ -8,15 +8,18 @@ from functools import cached_property
 from typing import Literal
 
 from kdpipe.core.errors import UnknownNameError
+from kdpipe.core.files import read_json
 from kdpipe.core.measures import METRICS, Measure
 from kdpipe.core.paths import Results
+from kdpipe.core.plot import Verdict
+from kdpipe.plan.chains import alpha_label
 from kdpipe.plan.load import study_digest
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
-from kdpipe.plan.study import Curve, Pair
+from kdpipe.plan.study import Chain, Curve, Pair
 from kdpipe.tables.collect import Measurement, collect, read_provenance
 from kdpipe.tables.statistics import Mark, Summary, rank, summarise
 
-Kind = Literal["teacher", "scratch", "method", "epoch"]
+Kind = Literal["teacher", "scratch", "method", "epoch", "step"]
 WIDE = 8  # columns that a page can hold
 VERSIONS = ("kdpipe", "torch", "numpy", "python")
 
@@ -89,6 +92,11 @@ class Block:
     lines: tuple[Line, ...]
 
     @property
+    def series(self) -> bool:
+        """Whether its rows follow each other in time: epochs of a teacher, steps of a chain."""
+        return bool(self.lines) and self.lines[0].kind in ("epoch", "step")
+
+    @property
     def groups(self) -> list[tuple[str, int]]:
         """Neighbouring columns with one heading: (heading, number of columns)."""
         runs: list[tuple[str, int]] = []
@@ -122,6 +130,16 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What is told of a bench's figure, beside its image."""
+
+    name: str
+    title: str
+    caption: str
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Everything that is shown of a study.
 
@@ -134,6 +152,7 @@ class Layout:
         missing: planned runs without a result.
         collapsed: runs that diverged.
         total: planned runs.
+        told: of each figure of its benches that is drawn: its name, title, caption and verdicts.
     """
 
     title: str
@@ -144,6 +163,7 @@ class Layout:
     missing: int
     collapsed: int
     total: int
+    told: tuple[Told, ...] = ()
 
     @cached_property
     def entries(self) -> list[tuple[str, Entry]]:
@@ -162,12 +182,12 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
     """
     measurements = collect(study, plan, results)
     known = _summaries(measurements)
-    blocks = [_table(study, metric, known) for metric in study.study.metrics]
-    blocks += [*_curves(study, known), *_kept(study, known)]
+    blocks = [_table(study, metric, known) for metric in study.study.metrics if study.study.pairs]
+    blocks += [*_curves(study, known), *_kept(study, known), *_chains(study, known)]
     blocks, footnotes = _number_notes(blocks)
     states = {m.run: m.status for m in measurements if m.run and m.status in ("missing", "collapsed")}
-    missing = sum(status == "missing" for status in states.values())
-    collapsed = len(states) - missing
+    collapsed = sum(status == "collapsed" for status in states.values())
+    missing = len(states) - collapsed + len(_missing_benches(study, results))
     return Layout(
         title=study.study.title,
         blocks=tuple(blocks),
@@ -176,8 +196,23 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
         measurements=tuple(measurements),
         missing=missing,
         collapsed=collapsed,
-        total=len(study.runs()),
+        total=len(study.runs()) + len({cell.run for cell in study.benches}),
+        told=tuple(_told(study, results)),
     )
+
+
+def _missing_benches(study: PlannedStudy, results: Results) -> set[str]:
+    return {cell.run for cell in study.benches if not results.run(cell.run).status.is_file()}
+
+
+def _told(study: PlannedStudy, results: Results) -> Iterable[Told]:
+    """What is told of the figures of its benches, of those that are drawn."""
+    for name in study.plots:
+        path = results.plot(study.name, name)
+        if path.is_file():
+            record = read_json(path)
+            verdicts = tuple(Verdict(**verdict) for verdict in record["verdicts"])
+            yield Told(name, record["title"], record["caption"], verdicts)
 
 
 def measure(name: str) -> Measure:
@@ -361,6 +396,33 @@ def _kept(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
     ] * bool(epochs)
 
 
+def _chains(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
+    """One table per chain and measure: rows are steps, columns are the weights of the labels."""
+    return [
+        Block(
+            title=f"{block_title(metric)}: self-distillation of {chain.label}",
+            corner="step",
+            metric=metric,
+            columns=tuple(Column(chain.label, alpha_label(alpha)) for alpha in chain.alphas),
+            lines=tuple(
+                Line(
+                    str(step),
+                    "step",
+                    tuple(_entry(known, _chain_place(chain, step, alpha), metric) for alpha in chain.alphas),
+                )
+                for step in range(1, chain.steps + 1)
+            ),
+        )
+        for chain in study.study.chains
+        for metric in study.study.metrics
+    ]
+
+
+def _chain_place(chain: Chain, step: int, alpha: float) -> Place:
+    rule = None if chain.pass_on == "last" else chain.pass_on
+    return Place("chain", str(step), alpha_label(alpha), chain.label, "", None, rule)
+
+
 def curve_epochs(known: Iterable[_Key], pair: Pair, method: str) -> list[int]:
     """The teacher's epochs on a curve, ascending."""
     return sorted(
@@ -410,23 +472,33 @@ def _choices(measurements: Iterable[Measurement]) -> Iterable[str]:
 
 
 def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) -> Iterable[str]:
-    total = len(study.runs())
+    total = len(study.runs()) + len({cell.run for cell in study.benches})
     if missing:
         yield f"{missing} of {total} runs missing (…): this table is not complete."
     if collapsed:
         count = "1 run" if collapsed == 1 else f"{collapsed} runs"
         yield f"{count} diverged: N.A.(e) says after which epoch."
     yield scale_note(study)
-    yield (
-        "Mean ± sample standard deviation over n seeds; one seed has no deviation. "
-        "Best student of each pair and recipe in bold, second underlined, "
-        "among those with every seed finished."
-    )
+    if study.benches:
+        yield "Verdicts on a paper's statements are computed from the tables that the benches left."
+    if study.study.chains:
+        yield "Step 1 of a chain learns from the labels alone; all weights of the labels share it."
+    if study.cells:
+        yield from _training_notes(study)
+    yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
+
+
+def _training_notes(study: PlannedStudy) -> Iterable[str]:
+    yield "Mean ± sample standard deviation over n seeds; one seed has no deviation."
     about = study.study
+    if about.pairs:
+        yield (
+            "Best student of each pair and recipe in bold, second underlined, "
+            "among those with every seed finished."
+        )
     if any(cell.precision == "float16" for cell in study.cells):
         yield "Teachers' checkpoints before the last epoch are kept in float16: weights rounded to 11 bits."
     yield f"Selection: last epoch. Data: {about.dataset}, {about.split}. Measured on the test set."
-    yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
 
 
 def scale_note(study: PlannedStudy) -> str:
@@ -438,7 +510,8 @@ def scale_note(study: PlannedStudy) -> str:
 
 def versions(study: PlannedStudy, results: Results) -> str:
     """The software that made the runs; several versions of one are listed together."""
-    records = [r for r in (read_provenance(results, run) for run in study.runs()) if r]
+    runs = [*study.runs(), *(cell.run for cell in study.benches)]
+    records = [r for r in (read_provenance(results, run) for run in runs) if r]
     parts = []
     for name in VERSIONS:
         seen = sorted({str(r[name]) for r in records if r.get(name)})

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.core.files import write_text
 from kdpipe.core.paths import Results
+from kdpipe.core.plot import Verdict
 from kdpipe.plan.plan import Plan, PlannedStudy
 from kdpipe.tables.collect import frame
-from kdpipe.tables.layout import Block, Entry, Layout, lay_out, pair_title
+from kdpipe.tables.layout import Block, Entry, Layout, Told, lay_out, pair_title
 from kdpipe.tables.pages import page
 
 if TYPE_CHECKING:
@@ -35,13 +37,38 @@ _LATEX = {
     "–": r"\textendash{}",
     "\n": " ",
 }
+COLUMNS = [
+    "study",
+    "scale",
+    "part",
+    "row",
+    "recipe",
+    "teacher",
+    "student",
+    "pair",
+    "epoch",
+    "rule",
+    "metric",
+    "mean",
+    "std",
+    "n",
+    "planned",
+    "missing",
+    "collapsed",
+    "mark",
+    "text",
+    "note",
+    "runs",
+    "ids",
+]
+VERDICT = ("statement", "where", "setting", "verdict", "numbers")
 _LATEX_STYLES = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}
 _MARKDOWN_STYLES = {"best": "**%s**", "second": "<u>%s</u>"}
 _TERMINAL_STYLES = {"best": "bold green", "second": "underline"}
 
 
 def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
-    """Write a study's tables and figures from whatever results are there.
+    """Write a study's tables from whatever results are there.
 
     Args:
         study: the study.
@@ -49,13 +76,11 @@ def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
         results: the results folder; files go to `results/studies/<study>/`.
 
     Returns:
-        The files written: table.csv, .md, .tex, .html, seeds.csv and the figures with their data.
+        The files written: table.csv, .md, .tex, .html, seeds.csv and, where benches ran, verdicts.csv.
 
     Raises:
         ResultsError: a result cannot be read, or the folder cannot be written.
     """
-    from kdpipe.tables.figures import draw
-
     layout = lay_out(study, plan, results)
     folder = results.study(study.name)
     texts = {
@@ -64,10 +89,11 @@ def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
         "table.md": markdown(layout),
         "table.tex": latex(layout, study.name),
         "table.html": html(layout),
+        **({"verdicts.csv": _csv(verdicts(study, layout))} if study.benches else {}),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in texts] + draw(study, layout, results)
+    return [folder / name for name in texts]
 
 
 def aggregated(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
@@ -75,7 +101,19 @@ def aggregated(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
     import pandas as pd
 
     rows = [{"study": study.name, "scale": study.scale, **_tidy(m, e, layout)} for m, e in layout.entries]
-    return pd.DataFrame(rows).astype({"epoch": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"epoch": "Int64"})
+
+
+def verdicts(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
+    """What is said of each statement of a paper, one row each."""
+    import pandas as pd
+
+    rows = [
+        {"study": study.name, "figure": told.name, **asdict(verdict)}
+        for told in layout.told
+        for verdict in told.verdicts
+    ]
+    return pd.DataFrame(rows, columns=["study", "figure", *(f.name for f in fields(Verdict))])
 
 
 def _tidy(metric: str, entry: Entry, layout: Layout) -> dict[str, Any]:
@@ -119,12 +157,22 @@ def markdown(layout: Layout) -> str:
         rows += [[markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts += [f"## {markdown_escape(block.title)}", table]
+    for told in layout.told:
+        rows = [list(VERDICT), ["---"] * len(VERDICT)]
+        rows += [[markdown_escape(word) for word in _words(v)] for v in told.verdicts]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts += [f"## {markdown_escape(told.title)}", markdown_escape(told.caption), table]
     if layout.footnotes:
         parts.append(
             "\n".join(f"<sup>{i}</sup> {markdown_escape(n)}<br>" for i, n in enumerate(layout.footnotes, 1))
         )
     parts += [markdown_escape(note) for note in layout.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _words(verdict: Verdict) -> tuple[str, ...]:
+    """A verdict as the cells of a row."""
+    return verdict.claim, verdict.source, verdict.setting, verdict.verdict, verdict.numbers
 
 
 def _escaped_columns(block: Block) -> Iterable[Any]:
@@ -152,7 +200,31 @@ def latex(layout: Layout, name: str) -> str:
     tables = [
         _latex_table(layout, block.printed(), f"tab:{name}-{i}") for i, block in enumerate(layout.blocks, 1)
     ]
+    tables += [_latex_verdicts(told, f"tab:{name}-{told.name}") for told in layout.told]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+
+
+def _latex_verdicts(told: Told, label: str) -> str:
+    widths = "p{.3\\linewidth}p{.12\\linewidth}p{.1\\linewidth}lp{.3\\linewidth}"
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{latex_escape(told.title)}}}",
+            rf"\label{{{latex_label(label)}}}",
+            rf"\begin{{tabular}}{{{widths}}}",
+            r"\toprule",
+            _latex_row(VERDICT),
+            r"\midrule",
+            *(_latex_row(map(latex_escape, _words(verdict))) for verdict in told.verdicts),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            r"\smallskip\parbox{\linewidth}{\footnotesize " + latex_escape(told.caption) + "}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def _latex_table(layout: Layout, block: Block, label: str) -> str:
@@ -239,14 +311,30 @@ def _terminal_parts(layout: Layout) -> Iterable[RenderableType]:
     yield Text(f"\n{layout.title}", style="bold")
     for block in (b.printed() for b in layout.blocks):
         yield Text(f"\n{block.title}", style="italic")
-        curve = block.lines[0].kind == "epoch" if block.lines else False
-        groups = [None] if curve else [title for title, _ in block.groups]
+        groups = [None] if block.series else [title for title, _ in block.groups]
         for group in groups:
             yield _terminal_table(block, group)
+    for told in layout.told:
+        yield Text(f"\n{told.title}", style="italic")
+        yield _terminal_verdicts(told)
     for i, note in enumerate(layout.footnotes, 1):
         yield Text(f"[{i}] {note}")
     for note in layout.notes:
         yield Text(note, style="dim")
+
+
+def _terminal_verdicts(told: Told) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for head in ("verdict", "statement", "numbers"):
+        table.add_column(head, overflow="fold")
+    for v in told.verdicts:
+        setting = f"{v.setting}: " if v.setting else ""
+        table.add_row(Text(v.verdict), Text(f"{setting}{v.claim} ({v.source})"), Text(v.numbers))
+    return table
 
 
 def _terminal_table(block: Block, group: str | None) -> Table:

@@ -14,12 +14,13 @@ from kdpipe.core.files import write_text
 from kdpipe.core.ids import canonical
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results
-from kdpipe.core.specs import Frozen, Run
+from kdpipe.core.specs import BenchRun, Frozen, Run
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
 from kdpipe.tables.collect import Measurement, read_provenance
 from kdpipe.tables.layout import (
     Block,
     Layout,
+    Told,
     block_title,
     lay_out,
     measure,
@@ -38,6 +39,13 @@ FIGURES = {
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
         "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."
     ),
+    "chains_by_alpha": (
+        "Accuracy of the networks of a chain against the weight of the labels, for each step; mean over the "
+        "seeds, with a band from the least to the greatest."
+    ),
+    "chains_by_step": (
+        "The same against the step, for each weight of the labels. Step 1 is ordinary training."
+    ),
     "reliability": (
         "Reliability: accuracy of the test images in each bin of confidence; the gap to the diagonal is the "
         "calibration error. First pair and seed, 12 networks at most."
@@ -54,7 +62,7 @@ FIGURES = {
         "against each other. First pair and seed, 12 networks at most."
     ),
 }
-DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html")
+DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html", "verdicts.csv")
 _ENVIRONMENT = ("kdpipe", "python", "torch", "numpy", "device", "threads")
 
 
@@ -67,13 +75,25 @@ class Section:
     scale: str
     best: str
     curves: tuple[Block, ...]
-    figures: tuple[tuple[str, str, str], ...]
+    figures: tuple[tuple[str, str, str, Told | None], ...]
     downloads: tuple[tuple[str, str], ...]
 
     @property
     def finished(self) -> int:
         """Runs with a result that did not diverge."""
         return self.layout.total - self.layout.missing - self.layout.collapsed
+
+    @property
+    def result(self) -> str:
+        """Which student is best, or how many statements of the paper hold, in words."""
+        said = Counter(v.verdict for told in self.layout.told for v in told.verdicts)
+        told = ", ".join(f"{said[word]} {word}" for word in ("holds", "fails", "undecided") if said[word])
+        return "; ".join(filter(None, [self.best, told])) or ("–" if self.alone else "not known yet")
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nothing to be best among: one student, or none."""
+        return len(self.study.study.methods) < 2 and not self.study.benches
 
 
 def report(plan: Plan, results: Results) -> Path:
@@ -128,6 +148,7 @@ class _Runs:
         self._numbers: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self.rows = {name: self._row(p.run, results) for name, p in plan.runs.items()}
+        self.rows |= {name: self._bench(p.run, results) for name, p in plan.benches.items()}
         self.index = {name: i for i, name in enumerate(self.rows)}
 
     def environments(self) -> list[tuple[dict[str, str], int]]:
@@ -136,7 +157,6 @@ class _Runs:
 
     def _row(self, run: Run, results: Results) -> dict[str, Any]:
         spec = run.spec
-        record = read_provenance(results, run.name)
         row: dict[str, Any] = {
             "id": run.id,
             "kind": run.kind,
@@ -144,8 +164,25 @@ class _Runs:
             "settings": [[k, _text(v), run.sources.get(k, "")] for k, v in spec.objective.settings.items()],
             "protocol": [run.protocol, self._number([]) if run.imported else self._share(spec.protocol)],
             "data": [spec.data.dataset, self._share(spec.data)],
-            "link": f"../runs/{quote(run.name)}/" if results.run(run.name).root.is_dir() else None,
         }
+        return row | self._made(run.name, results)
+
+    def _bench(self, run: BenchRun, results: Results) -> dict[str, Any]:
+        spec = run.spec
+        row: dict[str, Any] = {
+            "id": run.id,
+            "kind": "bench",
+            "objective": spec.bench.name,
+            "settings": [[k, _text(v), run.sources.get(k, "")] for k, v in spec.bench.settings.items()],
+            "protocol": ["", self._number([])],
+            "data": [spec.data.name if spec.data else "", self._number([])],
+        }
+        return row | self._made(run.name, results)
+
+    def _made(self, name: str, results: Results) -> dict[str, Any]:
+        """Where a run lies, and what made it in which time."""
+        record = read_provenance(results, name)
+        row: dict[str, Any] = {"link": f"../runs/{quote(name)}/" if results.run(name).root.is_dir() else None}
         if record:
             environment = _environment(record)
             self._counts[canonical(environment)] += 1
@@ -167,14 +204,18 @@ class _Runs:
 def _section(study: PlannedStudy, plan: Plan, results: Results) -> Section:
     layout = lay_out(study, plan, results)
     folder = results.study(study.name)
-    figures = [(n, text, folder / f"{n}.svg") for n, text in FIGURES.items()]
+    told = {t.name: t for t in layout.told}
+    words = FIGURES | {t.name: f"{t.title}. {t.caption}".strip() for t in layout.told}
+    figures = [(n, words[n], folder / f"{n}.svg") for n in (*study.figures, *told)]
     return Section(
         study=study,
         layout=layout,
         scale=scale_note(study),
-        best=best_rows(layout.blocks[0]),
-        curves=tuple(b for b in layout.blocks if b.corner == "teacher epoch"),
-        figures=tuple((n, text, embedded_svg(path)) for n, text, path in figures if path.is_file()),
+        best=best_rows(layout.blocks[0]) if study.study.pairs else "",
+        curves=tuple(b for b in layout.blocks if b.series),
+        figures=tuple(
+            (n, text, embedded_svg(path), told.get(n)) for n, text, path in figures if path.is_file()
+        ),
         downloads=tuple(
             (name, f"../studies/{quote(study.name)}/{name}")
             for name in DOWNLOADS
@@ -191,7 +232,7 @@ def _study_data(section: Section, runs: _Runs) -> dict[str, Any]:
     return {
         "columns": [{"pair": pair, "recipe": recipe} for pair, recipe in heads],
         "tables": {block.metric: _block_data(block, runs.index) for block in blocks},
-        "runs": _run_list(section, runs.index),
+        "runs": [*_run_list(section, runs.index), *_bench_list(section, runs)],
     }
 
 
@@ -224,7 +265,7 @@ def _run_list(section: Section, index: Mapping[str, int]) -> list[dict[str, Any]
     metric = section.study.study.metrics[0]
     places: dict[str, Measurement] = {}
     for m in section.layout.measurements:
-        sampled = m.part != "table" and m.row == TEACHER
+        sampled = m.part in ("curve", "kept") and m.row == TEACHER
         if m.run and m.metric == metric and not sampled:
             places.setdefault(m.run, m)
     return [
@@ -240,6 +281,24 @@ def _run_list(section: Section, index: Mapping[str, int]) -> list[dict[str, Any]
             "value": None if m.value is None else number(m.value, measure(metric).decimals),
         }
         for name, m in places.items()
+    ]
+
+
+def _bench_list(section: Section, runs: _Runs) -> list[dict[str, Any]]:
+    """The runs of the study's benches."""
+    return [
+        {
+            "run": runs.index[cell.run],
+            "row": cell.label,
+            "pair": "",
+            "recipe": "",
+            "seed": cell.seed,
+            "epoch": None,
+            "rule": None,
+            "status": "finished" if "environment" in runs.rows[cell.run] else "missing",
+            "value": None,
+        }
+        for cell in section.study.benches
     ]
 
 

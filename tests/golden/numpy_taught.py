@@ -43,6 +43,16 @@ def outside(s: Array, t: Array) -> float:
     return float(np.mean([-np.log(softmax(s)[i, LABELS[i]]) for i in chosen]))
 
 
+def self_distillation(s: Array, t: Array, alpha: float, loss: str) -> float:
+    """Borup and Andersen 2021, Eq. 1 for probabilities: alpha to the labels, the rest to the step before."""
+    p, q = softmax(s), softmax(t)
+    onehot = np.zeros_like(p)
+    onehot[range(len(p)), LABELS[: len(p)]] = 1
+    if loss == "mse":
+        return float(alpha * ((p - onehot) ** 2).mean() + (1 - alpha) * ((p - q) ** 2).mean())
+    return born_again(s, t, alpha, 1 - alpha)
+
+
 def born_again(s: Array, t: Array, gamma: float, alpha: float) -> float:
     """Furlanello et al. 2018: labels, and the generation before."""
     p, q = softmax(s), softmax(t)

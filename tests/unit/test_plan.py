@@ -7,7 +7,6 @@ import sys
 from itertools import pairwise
 
 import pytest
-import yaml
 
 from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, ConfigError, UnknownNameError
@@ -16,43 +15,6 @@ from kdpipe.plan.load import load_plan, plan_path, read_plan, study_digest, writ
 from kdpipe.plan.overview import overview
 from kdpipe.plan.plan import Plan
 from kdpipe.plan.resolve import resolve
-
-STUDY = {
-    "title": "t",
-    "dataset": "cifar100",
-    "protocol": "crd240",
-    "seeds": [0, 1, 2],
-    "pairs": [
-        {"teacher": "resnet32x4", "student": "resnet8x4"},
-        {"teacher": "resnet56", "student": "resnet20"},
-    ],
-    "recipes": ["standard", "soteacher"],
-    "methods": ["scratch", "kd", "dkd"],
-}
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """Writes studies beside the real protocols; gives a Config for them."""
-    from pathlib import Path
-
-    real = Path("config").resolve()
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "protocols").symlink_to(real / "protocols")
-    (tmp_path / "scales.yaml").symlink_to(real / "scales.yaml")
-
-    def make(settings=None, scale=None, **studies):
-        for name, changes in studies.items():
-            (tmp_path / "studies" / f"{name}.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
-        return Config(
-            studies=tuple(studies),
-            folder=str(tmp_path),
-            results=str(tmp_path / "results"),
-            settings=settings or {},
-            scale=scale,
-        )
-
-    return make
 
 
 def settings_of(plan, method, student="resnet8x4", recipe="standard"):

@@ -1,4 +1,4 @@
-"""CRL's history and ranking, the networks of cross-fitting, and what a born-again teacher learns from."""
+"""CRL's history and ranking, the networks of cross-fitting, born-again and self-distilled teachers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kdpipe.nn.logits import cross_entropy, kl
 from kdpipe.recipes.born_again import BornAgain
 from kdpipe.recipes.crl import CONFIDENCES, CRL, ranking_loss, scaled_counts
 from kdpipe.recipes.cross_fitting import CrossFitting, outside_loss
+from kdpipe.recipes.self_distillation import SelfDistillation, probability_mse
 
 NO_TEACHER = Outputs(torch.empty(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
@@ -183,3 +184,49 @@ def test_labels_and_the_generation_before(gamma: float) -> None:
         torch.testing.assert_close(terms["ce"], gamma * cross_entropy(s, LABELS))
     sum(terms.values()).backward()
     assert t.grad is None
+
+
+# Self-distillation
+
+
+def terms_of(s: Tensor, t: Tensor, **settings: Any) -> dict[str, Tensor]:
+    made = SelfDistillation(SelfDistillation.Config(**settings))
+    taught = Outputs(t) if made.generations() else NO_TEACHER
+    return made.loss(nn.Linear(1, 1), Outputs(s), taught, batch(list(range(8))), Progress(0, 1))
+
+
+def test_the_weighted_target_gives_the_same_gradient() -> None:
+    # footnote 8: the two distances differ from the distance to the weighted target by a constant,
+    # alpha (1 - alpha) |y_1 - y_2|^2 here, where the paper prints it without the factor of its halves
+    s, t = torch.randn(8, 4, dtype=torch.float64, requires_grad=True), torch.randn(8, 4, dtype=torch.float64)
+    onehot = nn.functional.one_hot(LABELS, 4).double()
+    both = sum(terms_of(s, t, alpha=0.3).values())
+    one = probability_mse(s, 0.3 * onehot + 0.7 * t.softmax(1))
+    torch.testing.assert_close(both - one, 0.21 * ((onehot - t.softmax(1)) ** 2).mean())
+    torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in (both, one)))
+
+
+def test_the_first_step_needs_no_network_before_it() -> None:
+    s = torch.randn(8, 4, requires_grad=True)
+    (name,) = terms_of(s, s, alpha=1.0, generations=0)
+    assert name == "labels"
+    assert SelfDistillation(SelfDistillation.Config(generations=3)).first() == (
+        "self_distillation",
+        {"alpha": 1.0, "generations": 0, "loss": "mse", "weights": "new"},
+    )
+
+
+def test_each_step_draws_its_own_weights_unless_told_otherwise() -> None:
+    drawn = [
+        [SelfDistillation(SelfDistillation.Config(generations=g, weights=w)).draw() for g in range(3)]
+        for w in ("new", "same")
+    ]
+    assert drawn == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_without_labels_the_step_before_is_a_fixed_point() -> None:
+    s = torch.randn(8, 4, requires_grad=True)
+    for loss in ("mse", "kl"):
+        (value,) = terms_of(s, s.detach().clone(), alpha=0.0, loss=loss).values()
+        assert value.item() == pytest.approx(0, abs=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(value, s)[0], torch.zeros(8, 4))

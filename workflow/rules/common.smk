@@ -11,6 +11,7 @@ from kdpipe.core.ids import canonical
 from kdpipe.core.paths import Results
 from kdpipe.core.specs import point
 from kdpipe.plan.config import check_config
+from kdpipe.plan.imported import start_of as starting_weights
 from kdpipe.plan.imported import store_of
 from kdpipe.plan.load import load_plan, study_digest
 
@@ -32,13 +33,15 @@ wildcard_constraints:
     student=r"student_[^/]+",
     imported=r"imported_[^/]+",
     part=r"part_[^/]+",
+    bench=r"bench_[^/]+",
     run=r"(teacher|student|imported)_[^/]+",
     point=r"epoch-\d{4}(-float16)?",
     choice=r"[a-z_]+-[0-9a-f]{8}",
     checkpoint=r"(epoch-\d{4}(-float16)?|[a-z_]+-[0-9a-f]{8})",
     study=r"[^/]+",
     data=r"[^/]+",
-    diagram=r"reliability|tsne|correlation|gradients",
+    diagram="|".join(sorted({name for study in PLAN.studies.values() for name in study.figures})) or "none",
+    plot="|".join(sorted({plot for study in PLAN.studies.values() for plot in study.plots})) or "none",
 
 
 # Snakemake compares `params` between calls, except those of functions that read `input`. So the settings
@@ -71,6 +74,12 @@ def taught_by(name):
 def teacher_stamps(name):
     """What must exist before a run with a teacher trains."""
     return [f"{RESULTS}/{file}" for file in PLAN.teacher_stamps(name)]
+
+
+def start_of(name):
+    """The imported weights that a run's network starts from; nothing for one that is drawn."""
+    file = starting_weights(PLAN.runs[name].run, Results(Path(RESULTS)))
+    return str(file) if file else []
 
 
 def kept_epochs(name):
@@ -131,9 +140,19 @@ def measures_of(study):
     return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]
 
 
+def plot_records(study):
+    """What is told of each figure of a study's benches; its images are made with it."""
+    return [f"{RESULTS}/studies/{study}/{plot}.json" for plot in PLAN.studies[study].plots]
+
+
+def bench_tables(study):
+    """The runs of a study's benches."""
+    return [f"{RESULTS}/runs/{cell.run}/status.json" for cell in PLAN.studies[study].benches]
+
+
 def diagrams():
-    """The figures that the studies name."""
-    return [f"{RESULTS}/studies/{name}/{d}.svg" for name, s in PLAN.studies.items() for d in s.study.figures]
+    """The figures of the studies' trainings."""
+    return [f"{RESULTS}/studies/{name}/{d}.svg" for name, s in PLAN.studies.items() for d in s.figures]
 
 
 def diagram_inputs(study, diagram):

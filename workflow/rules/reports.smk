@@ -1,6 +1,7 @@
 rule render_study:
     input:
         lambda w: measures_of(w.study),
+        plots=lambda w: plot_records(w.study),
     output:
         report(
             f"{RESULTS}/studies/{{study}}/table.html",
@@ -12,13 +13,6 @@ rule render_study:
         markdown=f"{RESULTS}/studies/{{study}}/table.md",
         latex=f"{RESULTS}/studies/{{study}}/table.tex",
         seeds=f"{RESULTS}/studies/{{study}}/seeds.csv",
-        curves=multiext(f"{RESULTS}/studies/{{study}}/learning_curves", ".png", ".csv"),
-        figure=report(
-            f"{RESULTS}/studies/{{study}}/learning_curves.svg",
-            caption="../report/figure.rst",
-            category="Figures",
-            labels={"study": "{study}", "file": "learning curves"},
-        ),
     log:
         f"{RESULTS}/logs/render/{{study}}.log",
     conda:

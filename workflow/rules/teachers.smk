@@ -2,6 +2,7 @@ rule train_teacher:
     input:
         data=lambda w: f"{data_of(w.teacher)}/meta.json",
         teacher=lambda w: teacher_stamps(w.teacher),
+        start=lambda w: start_of(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
@@ -27,13 +28,15 @@ rule train_teacher:
         keep=lambda w, input: kept_epochs(w.teacher),
         teacher=lambda w, input: taught_by(w.teacher),
         gradients=lambda w, input: PLAN.runs[w.teacher].gradients,
+        start=lambda w, input: f"--start {input.start}" if input.start else "",
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),
     message:
         "train {wildcards.teacher}"
     shell:
         "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
-        " {params.teacher} --device {params.device} --threads {threads} --gradients {params.gradients} --log {log:q}"
+        " {params.teacher} {params.start} --device {params.device} --threads {threads}"
+        " --gradients {params.gradients} --log {log:q}"
 
 
 rule train_part:

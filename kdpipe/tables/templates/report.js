@@ -98,6 +98,7 @@ class Study {
 
   drawTable() {
     const table = this.data.tables[this.metric];
+    if (!table) return; // a study of chains or benches
     const columns = this.columns();
     const rows = this.rows(table);
     const heads = columns.map((i) => this.data.columns[i]);
