@@ -14,6 +14,9 @@ DATA ?= data/cifar100
 WORKERS ?= 2
 PORT ?= 5000
 
+# The studies that `make theory` runs: those with benches.
+THEORY := $(shell grep -l '^benches:' config/studies/*.yaml | xargs -n 1 basename -s .yaml | paste -sd ,)
+
 BIN := $(VENV)/bin
 # Named after the content it was made from: a changed lock is installed again, a fresh check-out is not.
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
@@ -22,7 +25,7 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo table test lint fix docs lock report ui bench clean clean-results
+.PHONY: help demo table test lint fix docs lock report ui theory bench clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +71,10 @@ ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
 	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	@$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+
+theory: $(READY) ## Draw the theory papers' figures, each with its verdicts (minutes; see docs/guides/theory.md)
+	@$(SNAKEMAKE) --config "studies=[$(THEORY)]" $(ARGS)
+	@echo "The figures and verdicts are in results/report/index.html."
 
 bench: $(READY) ## Measure images per second beside the field's usual loop (DATA=data/cifar100)
 	$(BIN)/python -m benchmarks.step --data $(DATA) $(ARGS)

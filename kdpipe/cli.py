@@ -87,7 +87,7 @@ def _config(file: Path, override: list[str]) -> Config:
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, recipes, parts, models, datasets, protocols or studies")
+        str, typer.Argument(help="methods, recipes, parts, models, datasets, benches, protocols or studies")
     ] = "all",
     folder: Annotated[Path, typer.Option(help="config folder, for protocols and studies")] = Path("config"),
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,

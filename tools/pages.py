@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdpipe.core.registry import REGISTRIES, methods
-from kdpipe.plan.cards import card_of, members
+from kdpipe.plan.cards import PLUGINS, card_of, members
 from tools import pairs
 
 FOLDER = "docs/plugins"
@@ -14,6 +14,7 @@ KINDS = {
     "methods": "Methods: ways to distil a student",
     "recipes": "Recipes: ways to train a teacher",
     "parts": "Parts: what some methods train on top of a teacher",
+    "benches": "Benches: closed forms and simulations of theory",
     "models": "Models",
     "datasets": "Data sets",
     "protocols": "Protocols: optimiser, schedule, batches, augmentation",
@@ -64,7 +65,7 @@ def files(root: Path) -> dict[str, str]:
 def place(kind: str, name: str, root: Path) -> str | None:
     """The file of this repository that declares a member of a kind; None where it lies elsewhere."""
     settings = root / "config" / kind / f"{name}.yaml"
-    file = settings if settings.is_file() else REGISTRIES[kind[:-1]].file(name)
+    file = settings if settings.is_file() else REGISTRIES[PLUGINS[kind]].file(name)
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else None
 
 

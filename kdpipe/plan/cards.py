@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdpipe.api.bench import Bench
 from kdpipe.api.dataset import Dataset, DatasetSpec, RegressionSpec
 from kdpipe.api.model import ModelSpec, Tap
 from kdpipe.api.objective import Objective
-from kdpipe.api.settings import Paper, field_note
+from kdpipe.api.settings import Paper, Settings, field_note
 from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.registry import REGISTRIES
 from kdpipe.core.specs import Augmentation, Protocol
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from kdpipe.api.objective import Method
     from kdpipe.nn.pair import Network
 
-KINDS = ("methods", "recipes", "parts", "models", "datasets", "protocols", "studies")
+PLUGINS = {  # kinds as people call them -> as the registry does
+    "methods": "method",
+    "recipes": "recipe",
+    "parts": "part",
+    "models": "model",
+    "datasets": "dataset",
+    "benches": "bench",
+}
+KINDS = (*PLUGINS, "protocols", "studies")
 PAIR, SAMPLES = "resnet32x4/resnet8x4", 50_000  # where a method's costs are shown unless told otherwise
 
 
@@ -60,7 +69,7 @@ def members(kind: str, folder: Path) -> dict[str, str]:
         return {name: read_protocol(name, folder).title for name in names(kind, folder)}
     if kind == "studies":
         return {name: read_study(name, folder).title for name in names(kind, folder)}
-    return {name: one_line(plugin) for name, plugin in REGISTRIES[kind[:-1]].items()}
+    return {name: one_line(plugin) for name, plugin in REGISTRIES[PLUGINS[kind]].items()}
 
 
 def card_of(kind: str, name: str, folder: Path) -> str:
@@ -71,9 +80,11 @@ def card_of(kind: str, name: str, folder: Path) -> str:
         return _protocol(name, folder)
     if kind == "studies":
         return _study(name, folder)
-    plugin = REGISTRIES[kind[:-1]].get(name)
+    plugin = REGISTRIES[PLUGINS[kind]].get(name)
     if kind == "methods":
         return _method(plugin, PAIR, 100)
+    if kind == "benches":
+        return _bench(plugin)
     return _model(plugin) if kind == "models" else _objective(plugin)
 
 
@@ -88,6 +99,8 @@ def one_line(plugin: Any) -> str:
     if isinstance(plugin, RegressionSpec):
         return f"{plugin.about}, {plugin.samples} samples"
     about = (inspect.getdoc(plugin) or "").splitlines()[0]
+    if issubclass(plugin, Bench):
+        return f"{about} [{_cited(plugin.paper)}]"
     status = f"unsettled: {plugin.unsettled}" if plugin.unsettled else "checked"
     return f"{about} [{_cited(plugin.paper)}; {status}]"
 
@@ -104,7 +117,7 @@ def _is_family(kind: str, name: str) -> bool:
     if kind not in ("models", "methods"):
         return False
     try:
-        REGISTRIES[kind[:-1]].get(name)
+        REGISTRIES[PLUGINS[kind]].get(name)
     except UnknownNameError:
         return False
     return True
@@ -114,12 +127,7 @@ def _objective(plugin: Any) -> str:
     lines = [f"{plugin.name} (revision {plugin.revision})", "", inspect.getdoc(plugin) or "", ""]
     if plugin.unsettled:
         lines += [f"Unsettled: {plugin.unsettled}", ""]
-    fields = plugin.Config.model_fields
-    if fields:
-        lines.append("Settings:")
-    for key, info in fields.items():
-        lines.append(f"  {key} = {info.default!r}: {info.description}")
-        lines.append(f"      source: {field_note(info, 'source')}")
+    lines += _settings(plugin.Config)
     if plugin.published:
         lines += ["", "Published values (data set, teacher -> student, recipe):"]
         lines += [
@@ -131,6 +139,23 @@ def _objective(plugin: Any) -> str:
     wish = plugin().taps()
     taps = ", ".join([*(f"student {t}" for t in wish.student), *(f"teacher {t}" for t in wish.teacher)])
     return "\n".join([*lines, "", f"Taps beside the logits: {taps or 'none'}", f"Paper: {plugin.paper}"])
+
+
+def _settings(config: type[Settings]) -> list[str]:
+    """Every setting with its default and its source."""
+    lines = ["Settings:"] if config.model_fields else []
+    for key, info in config.model_fields.items():
+        lines.append(f"  {key} = {info.default!r}: {info.description}")
+        lines.append(f"      source: {field_note(info, 'source')}")
+    return lines
+
+
+def _bench(plugin: type[Bench]) -> str:
+    lines = [f"{plugin.name} (revision {plugin.revision})", "", inspect.getdoc(plugin) or "", ""]
+    lines += [*_settings(plugin.Config), "", "Figures:"]
+    lines += [f"  {name}: {what}" for name, what in plugin.plots.items()]
+    images = "the study's data set" if plugin.needs_images else "none"
+    return "\n".join([*lines, "", f"Images: {images}", f"Paper: {plugin.paper}"])
 
 
 def _method(plugin: type[Method], pair: str, classes: int) -> str:
@@ -297,12 +322,19 @@ def _value(value: Any) -> str:
 def _study(name: str, folder: Path) -> str:
     study = read_study(name, folder)
     lines = [name, "", study.title, study.about, ""]
-    lines += [
-        f"Data set {study.dataset}, protocol {study.protocol}, scale {study.scale}",
-        f"Seeds: {', '.join(map(str, study.seeds))}",
-        "Pairs: " + ", ".join(f"{p.teacher} -> {p.student}" for p in study.pairs),
-        "Recipes: " + ", ".join(r.label for r in study.recipes),
-        "Methods: " + ", ".join(m.label for m in study.methods),
-        "Measures: " + ", ".join(study.metrics),
-    ]
+    told = {
+        "Data set": ", else ".join(filter(None, [study.dataset, study.otherwise])),
+        "Protocol": str(study.protocol),
+        "Scale": study.scale,
+        "Seeds": ", ".join(map(str, study.seeds)),
+        "Pairs": ", ".join(f"{p.teacher} -> {p.student}" for p in study.pairs),
+        "Recipes": ", ".join(r.label for r in study.recipes),
+        "Methods": ", ".join(m.label for m in study.methods),
+        "Chains": "; ".join(
+            f"{c.label}, {c.steps} steps, α {', '.join(f'{a:g}' for a in c.alphas)}" for c in study.chains
+        ),
+        "Benches": ", ".join(f"{b.name} ({b.label})" for b in study.benches),
+        "Measures": ", ".join(study.metrics) if study.pairs or study.chains else "",
+    }
+    lines += [f"{key}: {value}" for key, value in told.items() if value]
     return "\n".join(lines)

@@ -10,12 +10,12 @@ from kdpipe.plan.chains import alpha_label
 from kdpipe.plan.plan import PlannedStudy
 from kdpipe.plan.study import Chain
 from kdpipe.tables.collect import Measurement
-from kdpipe.tables.layout import Layout, block_title
+from kdpipe.tables.layout import Layout
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = ("train_top1", "top1")  # training and validation accuracy of the paper's Figures 5 to 8
+SHOWN = {"train_top1": "training accuracy (%)", "top1": "test accuracy (%)"}
 
 
 def chain_frame(layout: Layout) -> pd.DataFrame:
@@ -88,8 +88,7 @@ def _plot(
             for alpha, step, value in zip(known["alpha"], known["step"], known[metric], strict=True):
                 values.setdefault((float(alpha), int(step)), []).append(float(value))
             drawn = tuple(line for line in lines(chain, values) if len(line.x))
-            title = block_title(metric).replace(", higher is better", "")
-            panels.append(Panel(f"{chain.label} on {study.study.dataset}", xlabel, title, drawn))
+            panels.append(Panel(f"{chain.label} on {study.study.dataset}", xlabel, SHOWN[metric], drawn))
     seeds = data["seed"].nunique()
     return Plot(
         name,

@@ -187,7 +187,7 @@ def test_tables_and_figures_show_every_step(config, tmp_path):
         pytest.approx([90.0, 91.75, 93.5]),
     )
     steps = by_step(planned, layout)
-    assert [p.ylabel for p in steps.panels] == ["train top-1 (%)", "top-1 (%)"]
+    assert [p.ylabel for p in steps.panels] == ["training accuracy (%)", "test accuracy (%)"]
     assert steps.panels[1].lines[2].y.tolist() == pytest.approx([90.5, 91.9, 92.6, 93.3, 94.0])
     assert {p.name for p in render(planned, plan, results)} >= {"table.html", "table.tex", "seeds.csv"}
     table = pd.read_csv(results.study("a") / "table.csv")
