@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.spatial.distance import pdist
+from scipy.special import stdtrit
 
 from kdpipe.api import Arrays, Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError, UnknownNameError
@@ -399,7 +400,7 @@ def _figure_accuracy(variants: Sequence[_Variant]) -> tuple[list[Panel], str]:
         )
         panels.append(Panel(f"{v.label}: gain over step 1", "α", "test accuracy (points)", gains))
     return panels, (
-        "Means over seeds, each with other images; bands reach from the least to the greatest seed. Step 1 is "
+        "Means over seeds, each with other images; bands reach from the least to the greatest. Step 1 is "
         "ordinary training. "
         f"{'. '.join(v.drawn for v in variants)}."
     )
@@ -443,10 +444,12 @@ def _figure_alpha(variants: Sequence[_Variant]) -> tuple[list[Panel], str]:
 def _sign(differences: NDArray[np.floating]) -> bool | None:
     """Whether paired differences are above 0; None where seeds disagree, are too few, or noise could do it.
 
-    Noise: two standard errors of the mean over seeds.
+    Noise: the 95 % interval of Student's t for the mean over seeds.
     """
     n = len(differences)
-    if n < ENOUGH or abs(differences.mean()) <= 2 * differences.std(ddof=1) / math.sqrt(n):
+    if n < ENOUGH or abs(differences.mean()) <= stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(
+        n
+    ):
         return None
     if (differences > 0).all():
         return True

@@ -690,10 +690,10 @@ def _judge_constrained(v: _Variant) -> list[Verdict]:
         v.say(
             "The mean square of the targets tells whether a constrained chain collapses to zero",
             "Section C.1",
-            known,
+            [all(known)] if known else [],
             f"ε is {c.tolerance:g} of it, so that zero is reached where α is less. Zero within "
-            f"{c.constrained_steps} steps, seed after seed: {'; '.join(told)}",
-            "chains that can be told",
+            f"{c.constrained_steps} steps, seed after seed: {'; '.join(told)}; so in {sum(known)} of "
+            f"{len(known)} chains that can be told",
         )
     ]
     if 0 in c.constrained_alphas:
