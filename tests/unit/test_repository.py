@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from kdpipe.core.registry import REGISTRIES
+from kdpipe.plan.cards import PLUGINS
 from tools import __main__ as tools
 from tools import architecture, lock, pages
 
@@ -68,7 +69,7 @@ def test_a_page_of_what_is_there_no_more_is_noticed(tmp_path: Path) -> None:
 
 def test_plugins_and_protocols_have_their_pages() -> None:
     found = pages.files(ROOT)
-    wanted = [f"{kind}s/{name}" for kind, r in REGISTRIES.items() for name in r.names()]
+    wanted = [f"{kind}/{name}" for kind, one in PLUGINS.items() for name in REGISTRIES[one].names()]
     wanted += [f"protocols/{file.stem}" for file in CONFIGS if file.parent.name == "protocols"]
     assert {f"{pages.FOLDER}/{name}.md" for name in [*wanted, "index"]} <= found.keys()
 
