@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,23 @@ from kdpipe.theory.two_layer import ACTIVATIONS, Network
 
 Array = NDArray[np.float64]
 Judgement = Literal["holds", "fails", "undecided"]
+Runs = Sequence[Finding]
 
 MARGIN = 0.2  # of a slope of 1, and of a factor of 1
 ZERO = 1e-3  # of the error before training: as good as none
+CAPTIONS = {
+    "error": (
+        "Left: error of the linear system's limit (lines) and after training (crosses, which take the luck "
+        "of the few choices trained out by the linear system's error for the same). Right: share of the "
+        "error before training that is left, over all sizes; dashed is Theorem 2's factor."
+    ),
+    "two_stage": (
+        "Ratio of the mean errors over random choices of units; the direct student has the same units. "
+        "Crosses are trainings, the luck of the few choices trained taken out by the linear system's ratio "
+        "for the same. Dashed: (1 - α)(1 - β) / (1 - αβ). Grey: both choices' errors added, the first passed "
+        "on in part."
+    ),
+}
 
 
 class DistillationError(Bench):
@@ -155,12 +169,7 @@ class DistillationError(Bench):
         c = self.config
         for name in ("shares", "weights"):
             values = getattr(c, name)
-            if (
-                len(values) < 2
-                or list(values) != sorted(set(values))
-                or values[0] < 0
-                or np.isinf(values[-1])
-            ):
+            if len(values) < 2 or list(values) != sorted(set(values)) or values[0] < 0:
                 raise ConfigError(
                     f"{values} is no ascending list of two or more", where=name, fix="list them in order"
                 )
@@ -275,130 +284,90 @@ class DistillationError(Bench):
         return _columns(rows)
 
     def draw(self, name: str, found: Sequence[Finding]) -> Plot:
-        """One of the figures; panels per variant."""
-        panels, caption = {"error": self._draw_error, "two_stage": self._draw_stages}[name](found)
-        c = self.config
-        seeds = max(len(runs) for _, runs in _variants(found))
-        bands = "; bands from least to greatest" if seeds > 1 else ""
+        """One of the figures; one panel or two per variant."""
+        panels: dict[str, Callable[[DistillationError, str, Runs], list[Panel]]] = {
+            "error": DistillationError._draw_error,
+            "two_stage": DistillationError._draw_stages,
+        }
+        drawn = [panels[name](bench, label, runs) for bench, label, runs in _variants(found)]
         return Plot(
             name,
             self.plots[name],
-            tuple(panels),
-            caption=(
-                f"{caption} {c.images} images, teacher of {c.teacher} units, weights of spread {c.spread:g}. "
-                f"{seeds} seed(s), {c.draws} choices each, {c.trained} of them trained{bands}. Assumed: "
-                "number of "
-                "images, activation, rate, sizes other than 20 of 100 units, lambdas other than 0 and 0.01."
-            ),
+            tuple(panel for each in drawn for panel in each),
+            columns=2 if len(drawn) > 1 else len(drawn[0]),
+            caption=f"{CAPTIONS[name]} {_assumed(found)}",
         )
 
-    def _draw_error(self, found: Sequence[Finding]) -> tuple[list[Panel], str]:
-        panels, n = [], self.config.images
-        positive = self._positive
-        for label, runs in _variants(found):
-            means = [_means(run.tables["error"]) for run in runs]
-            missing = _at(means[0], weight=positive[0])["missing"].to_numpy()
-            lines, crosses = [], []
-            for step, weight in enumerate(positive):
-                chosen = [_at(each, weight=weight) for each in means]
-                lines.append(
-                    Line.over_seeds(
-                        f"λ = {weight:g}", missing, [each["limit"] / n for each in chosen], step=step
-                    )
-                )
-                crosses.append(np.mean([_trained(each) / n for each in chosen], 0))
-            lines.append(
-                Line.of(
-                    "trained",
-                    np.tile(missing, len(positive)),
-                    np.concatenate(crosses),
-                    kind="points",
-                    role="data",
-                )
-            )
-            guide = lines[len(positive) - 1].y[0] / missing[0] * missing
-            lines.append(Line.of("proportional to 1 - m / m̄", missing, guide, role="limit"))
-            panels.append(
-                Panel(
-                    f"{label}: size",
-                    "share of units left out, 1 - m / m̄",
-                    "final training error (mean squared)",
-                    tuple(lines),
-                    xscale="log",
-                    yscale="log",
-                )
-            )
-            panels.append(self._share_panel(label, means))
-        return panels, (
-            "Left: error of the linear system's limit (lines) and after training (crosses, which take the "
-            "luck of "
-            "the few choices trained out by the linear system's error for the same). Right: share of the "
-            "error "
-            "before training that is left, over all sizes; dashed is Theorem 2's factor."
+    def _draw_error(self, label: str, runs: Runs) -> list[Panel]:
+        n, weights = self.config.images, self._positive
+        means = [_means(run.tables["error"]) for run in runs]
+        missing = _at(means[0], weight=weights[0])["missing"].to_numpy()
+        lines, crosses = [], []
+        for step, weight in enumerate(weights):
+            chosen = [_at(each, weight=weight) for each in means]
+            limits = [each["limit"] / n for each in chosen]
+            lines.append(Line.over_seeds(f"λ = {weight:g}", missing, limits, step=step))
+            crosses.append(np.mean([_trained(each) / n for each in chosen], 0))
+        guide = lines[-1].y[0] / missing[0] * missing
+        crossed = np.concatenate(crosses)
+        lines.append(Line.of("trained", np.tile(missing, len(weights)), crossed, kind="points", role="data"))
+        lines.append(Line.of("proportional to 1 - m / m̄", missing, guide, role="limit"))
+        trained = [[_left(_at(m, weight=weight), trained=True) for weight in weights] for m in means]
+        linear = [[_left(_at(m, weight=weight)) for weight in weights] for m in means]
+        left = (
+            Line.over_seeds("trained", weights, trained, kind="points"),
+            Line.of("linear system", weights, np.mean(linear, 0), role="truth"),
+            Line.of("(λ / (1 + λ))²", weights, [_factor(weight) for weight in weights], role="limit"),
         )
+        return [
+            Panel(
+                f"{label}: size",
+                "share of units left out, 1 - m / m̄",
+                "final training error (mean squared)",
+                tuple(lines),
+                xscale="log",
+                yscale="log",
+            ),
+            Panel(
+                f"{label}: lambda",
+                "λ",
+                "final error / error before training",
+                left,
+                xscale="log",
+                yscale="log",
+            ),
+        ]
+
+    def _draw_stages(self, label: str, runs: Runs) -> list[Panel]:
+        c, weights = self.config, self._positive
+        product, added = self._predicted()
+        linear = [[_ratio(run, weight) for weight in weights] for run in runs]
+        trained = [[_ratio(run, weight, trained=True) for weight in weights] for run in runs]
+        lines = (
+            Line.over_seeds("linear system", weights, linear),
+            Line.of("trained", weights, np.mean(trained, 0), kind="points", role="data"),
+            Line.of("factors multiplied (Sec. 7.4.1)", weights, [product] * len(weights), role="limit"),
+            Line.of("errors added", weights, [added[weight] for weight in weights], role="truth"),
+        )
+        title = f"{label}: {c.teacher} to {c.middle} to {c.student} units"
+        return [Panel(title, "λ", "error of two-stage / of direct", lines, xscale="log")]
 
     @property
     def _positive(self) -> list[float]:
         return [weight for weight in self.config.weights if weight]
 
-    def _share_panel(self, label: str, means: Sequence[pd.DataFrame]) -> Panel:
-        """What lambda leaves of the error."""
-        weights = self._positive
-        trained = [[_left(_at(m, weight=weight), trained=True) for weight in weights] for m in means]
-        linear = [[_left(_at(m, weight=weight)) for weight in weights] for m in means]
-        return Panel(
-            f"{label}: lambda",
-            "λ",
-            "final error / error before training",
-            (
-                Line.over_seeds("trained", weights, trained, kind="points"),
-                Line.of("linear system", weights, np.mean(linear, 0), role="truth"),
-                Line.of("(λ / (1 + λ))²", weights, [_factor(weight) for weight in weights], role="limit"),
-            ),
-            xscale="log",
-            yscale="log",
-        )
-
-    def _draw_stages(self, found: Sequence[Finding]) -> tuple[list[Panel], str]:
-        panels = []
-        weights = self._positive
-        product, added = self._predicted()
-        for label, runs in _variants(found):
-            linear = [[_ratio(run, weight) for weight in weights] for run in runs]
-            trained = [[_ratio(run, weight, trained=True) for weight in weights] for run in runs]
-            lines = (
-                Line.over_seeds("linear system", weights, linear),
-                Line.of("trained", weights, np.mean(trained, 0), kind="points", role="data"),
-                Line.of("factors multiplied (Sec. 7.4.1)", weights, [product] * len(weights), role="limit"),
-                Line.of("errors added", weights, [added[weight] for weight in weights], role="truth"),
-            )
-            panels.append(
-                Panel(
-                    f"{label}: {self.config.teacher} to {self.config.middle} to {self.config.student} units",
-                    "λ",
-                    "error of two-stage / of direct",
-                    lines,
-                    xscale="log",
-                )
-            )
-        return panels, (
-            "Ratio of the mean errors over random choices of units; the direct student has the same units. "
-            "Crosses "
-            "are trainings, the luck of the few choices trained taken out by the linear system's ratio for "
-            "the "
-            "same. Dashed: (1 - α)(1 - β) / (1 - αβ). Grey: both choices' errors added, the first passed on "
-            "in part."
-        )
-
     def verdicts(self, name: str, found: Sequence[Finding]) -> list[Verdict]:
         """What the runs say, one verdict per variant and statement."""
-        judge = {
-            "error": (self._size, self._lambda, self._ticket, self._bound),
-            "two_stage": (self._better, self._product),
-        }[name]
-        return [each(label, runs) for label, runs in _variants(found) for each in judge]
+        kind = DistillationError
+        judges: dict[str, tuple[Callable[[DistillationError, str, Runs], Verdict], ...]] = {
+            "error": (kind._size, kind._lambda, kind._ticket, kind._bound),
+            "two_stage": (kind._better, kind._product),
+        }
+        return [
+            judge(bench, label, runs) for bench, label, runs in _variants(found) for judge in judges[name]
+        ]
 
-    def _size(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _size(self, label: str, runs: Runs) -> Verdict:
         """The error by size."""
         weight = self.config.weights[-1]
         slopes, fits, shapes, spread = [], [], [], []
@@ -415,34 +384,36 @@ class DistillationError(Bench):
             "Theorem 2, Sec. 2.5",
             _within(low, high, 1.0, MARGIN),
             f"log-log slope {middle:.2f} [{low:.2f}, {high:.2f}], correlation {np.mean(fits):.2f}, at λ = "
-            f"{weight:g}; "
-            "the spread of the teacher's units, which grows as it must learn y / q, has slope "
-            f"{np.mean(spread):.2f} of "
-            f"it; the error before training is {np.mean(shapes):.2f} of the variance of the choice "
-            f"({len(runs)} seeds, "
-            f"95 % t-interval, near is 1 ± {MARGIN:g})",
+            f"{weight:g}; {np.mean(spread):.2f} of the slope comes from the spread of the teacher's units, "
+            "which is larger where a smaller student makes it learn a larger y / q; the error before "
+            f"training is {np.mean(shapes):.2f} of the variance of the choice ({len(runs)} seeds, 95 % "
+            f"t-interval, near is 1 ± {MARGIN:g})",
             label,
         )
 
-    def _lambda(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _lambda(self, label: str, runs: Runs) -> Verdict:
         """The error by lambda."""
         says, numbers = [], []
         for weight in self._positive:
             left = [_left(_at(_means(run.tables["error"]), weight=weight), trained=True) for run in runs]
             middle, low, high = np.exp(_interval(np.log(left) - np.log(_factor(weight))))
+            linear = [_left(_at(_means(run.tables["error"]), weight=weight)) for run in runs]
+            predicted = np.exp(np.mean(np.log(linear))) / _factor(weight)
             says.append(_within(low, high, 1.0, MARGIN))
-            numbers.append(f"λ = {weight:g}: {middle:.2f} [{low:.2f}, {high:.2f}]")
+            numbers.append(
+                f"λ = {weight:g}: {middle:.2f} [{low:.2f}, {high:.2f}], linear system {predicted:.2f}"
+            )
         return Verdict(
             "training leaves (lambda / (1 + lambda))^2 of the error",
             "Theorems 1 and 2",
             _all(says),
-            f"error after training over error before, divided by that factor: {', '.join(numbers)} (all "
-            "sizes, geometric "
-            f"mean over {len(runs)} seeds, 95 % t-interval of its logarithm, near is 1 ± {MARGIN:g})",
+            f"error after training over error before, divided by that factor: {'; '.join(numbers)} (all "
+            f"sizes, geometric mean over {len(runs)} seeds, 95 % t-interval of its logarithm, near is 1 ± "
+            f"{MARGIN:g})",
             label,
         )
 
-    def _ticket(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _ticket(self, label: str, runs: Runs) -> Verdict:
         """What lambda = 0 leaves."""
         claim = "at lambda = 0, retraining randomly chosen units of the teacher leaves no training error"
         tables = [_at(run.tables["error"], weight=0.0) for run in runs]
@@ -454,20 +425,19 @@ class DistillationError(Bench):
         every = np.concatenate(left)
         stuck = np.concatenate([table["limit"] > ZERO * table["start"] for table in tables])
         widest = max((int(each.max()) for each in missed if len(each)), default=0)
+        among = f" (students of up to {widest} units)" if widest else ""
         return Verdict(
             claim,
             "Sec. 2.5.1",
             _side(bool((every <= ZERO).all()), all(map(len, missed))),
-            f"{(every > ZERO).sum()} of {len(every)} trained students keep more than {ZERO:g} of their error "
-            f"(the widest has {widest} units); median "
-            f"{np.median(every):.1e}; of all choices the linear system leaves {stuck.sum()} of {len(stuck)} "
-            "stuck, whose "
-            f"kernel does not reach every image ({len(runs)} seeds; holds if none is left, fails if some in "
-            "every seed)",
+            f"{(every > ZERO).sum()} of {len(every)} trained students keep more than {ZERO:g} of their "
+            f"error{among}; median {np.median(every):.1e}; the linear system leaves {stuck.sum()} of all "
+            f"{len(stuck)} choices stuck, with an image that no unit reaches ({len(runs)} seeds; holds if no "
+            "trained student is left, fails if some are in every seed)",
             label,
         )
 
-    def _bound(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _bound(self, label: str, runs: Runs) -> Verdict:
         """The constant of Eq. 6, with and without q^2."""
         spreads: dict[str, list[float]] = {"bound": [], "bound_printed": []}
         largest = []
@@ -484,28 +454,28 @@ class DistillationError(Bench):
             _side(bool((with_q <= without).all()), bool((with_q > without).all())),
             f"the C that makes Eq. 6 exact varies {with_q.mean():.1f}-fold over the sizes with q^2, "
             f"{without.mean():.1f}-fold without (the proof gives none); without it C is at most "
-            f"{max(largest):.2g} "
-            f"({len(runs)} seeds, mean errors)",
+            f"{max(largest):.2g} ({len(runs)} seeds, mean errors)",
             label,
         )
 
-    def _better(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _better(self, label: str, runs: Runs) -> Verdict:
         """Two stages against one."""
         says, numbers = [], []
         for weight in self._positive:
             middle, low, high = _interval([_ratio(run, weight) for run in runs])
             trained = np.mean([_ratio(run, weight, trained=True) for run in runs])
-            says.append(_side(high < 1, low > 1))
+            says.append(_side(bool(high < 1 and trained < 1), bool(low > 1 and trained > 1)))
             numbers.append(f"λ = {weight:g}: {middle:.2f} [{low:.2f}, {high:.2f}], trained {trained:.2f}")
         return Verdict(
             "two-stage distillation ends with a smaller error than direct distillation",
             "Sec. 7.4.1",
             _all(says),
-            f"error of two-stage over direct: {'; '.join(numbers)} ({len(runs)} seeds, 95 % t-interval)",
+            f"error of two-stage over direct: {'; '.join(numbers)} ({len(runs)} seeds, 95 % t-interval of "
+            "the linear system; holds if that and the mean over trained students are below 1)",
             label,
         )
 
-    def _product(self, label: str, runs: Sequence[Finding]) -> Verdict:
+    def _product(self, label: str, runs: Runs) -> Verdict:
         """By how much."""
         product, added = self._predicted()
         says, numbers = [], []
@@ -517,8 +487,8 @@ class DistillationError(Bench):
             "two stages have (1 - alpha)(1 - beta) of the error where one has 1 - alpha beta",
             "Sec. 7.4.1",
             _all(says),
-            f"claimed ratio {product:.2f}; measured {'; '.join(numbers)}; added is ((1 - α) + α (1 - β) "
-            f"(λ / (1 + λ))²) / (1 - αβ) ({len(runs)} seeds, 95 % t-interval, near is the claim ± "
+            f"claimed ratio {product:.2f}; measured {'; '.join(numbers)}; added is ((1 - α) + α (1 - β) (λ / "
+            f"(1 + λ))²) / (1 - αβ) ({len(runs)} seeds, 95 % t-interval, near is the claim ± "
             f"{100 * MARGIN:g} %)",
             label,
         )
@@ -530,10 +500,29 @@ class DistillationError(Bench):
         return two / one, {weight: chained(alpha, beta, weight) / one for weight in self.config.weights}
 
 
-def _variants(found: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each variant, in the study's order."""
+def _variants(found: Sequence[Finding]) -> Iterator[tuple[DistillationError, str, Runs]]:
+    """Each variant's bench, label and findings, in the study's order."""
     for label in dict.fromkeys(each.label for each in found):
-        yield label, [each for each in found if each.label == label]
+        runs = [each for each in found if each.label == label]
+        yield cast(DistillationError, runs[0].bench), label, runs
+
+
+def _values(found: Sequence[Finding], setting: str) -> str:
+    """A setting, with every value that the variants give it."""
+    values = dict.fromkeys(getattr(each.bench.config, setting) for each in found)
+    return " or ".join(f"{value:g}" for value in values)
+
+
+def _assumed(found: Sequence[Finding]) -> str:
+    """What holds for every panel."""
+    seeds = max(len(runs) for _, _, runs in _variants(found))
+    bands = "; bands from least to greatest" if seeds > 1 else ""
+    return (
+        f"{seeds} seed(s){bands}; {_values(found, 'draws')} choices each, {_values(found, 'trained')} of "
+        f"them trained. {_values(found, 'images')} images, teacher of {_values(found, 'teacher')} units, "
+        f"weights of spread {_values(found, 'spread')}. Assumed: number of images, activation, learning "
+        "rate, sizes other than 20 of 100 units, lambdas other than 0 and 0.01."
+    )
 
 
 def _at(table: pd.DataFrame, **values: float) -> pd.DataFrame:

@@ -170,7 +170,13 @@ class _StudyResolver:
         if chain.start is None:
             return None
         where = f"{self.where}, key 'chains', start of '{chain.label}'"
-        find_dataset(chain.start.dataset, self.folder, where)
+        channels = find_dataset(chain.start.dataset, self.folder, where).shape[0]
+        if channels != self.dataset.shape[0]:
+            raise ConfigError(
+                f"the weights are for images of {channels} channels; those of {self.dataset.name} have "
+                f"{self.dataset.shape[0]}",
+                where=where,
+            )
         sha256 = chain.start.files.get(model)
         if sha256 is None:
             command = import_command(chain.start.dataset, model)

@@ -106,6 +106,8 @@ def test_a_pretrained_start_is_part_of_the_id_and_has_to_be_imported(config):
     with pytest.raises(CheckpointError, match="starts from have not been imported") as caught:
         check_imports(plan, Results(Path(made.results)))
     assert "kdpipe import-teacher FILE --model imagenet_resnet18 --dataset imagenet" in str(caught.value)
+    with pytest.raises(ConfigError, match="images of 3 channels; those of digits have 1"):
+        resolve(config(d=study(chain(start=start), dataset="digits")))
     with pytest.raises(ConfigError, match="names no weights of resnet8"):
         resolve(config(c=study(chain(start=start))))
 
