@@ -14,11 +14,11 @@ from scipy import stats
 
 from kdpipe.api import Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError
+from kdpipe.theory.judging import given, interval, rows_at, side, together
 from kdpipe.theory.linearised import System, train, two_classes
 from kdpipe.theory.two_layer import ACTIVATIONS, Network
 
 Array = NDArray[np.float64]
-Judgement = Literal["holds", "fails", "undecided"]
 Runs = Sequence[Finding]
 
 MARGIN = 0.1  # on the slope of -1/2, for a finite range of widths
@@ -260,7 +260,7 @@ class LinearisedDynamics(Bench):
         for weight in self.config.weights:
             lines = []
             for step, units in enumerate(ends):
-                curves = [_at(run.tables["loss"], units=units, weight=weight) for run in runs]
+                curves = [rows_at(run.tables["loss"], units=units, weight=weight) for run in runs]
                 times = curves[0]["time"].to_numpy()[1:]  # the start has no place on a logarithmic axis
                 trained, linear = (
                     [np.interp(times, curve["time"], curve[kind]) for curve in curves]
@@ -285,7 +285,7 @@ class LinearisedDynamics(Bench):
         units, distances, ends = np.array(self.config.widths), [], []
         top = 0.1
         for step, weight in enumerate(self.config.weights):
-            chosen = [_at(run.tables["width"], weight=weight) for run in runs]
+            chosen = [rows_at(run.tables["width"], weight=weight) for run in runs]
             legend = f"λ = {weight:g}"
             distances.append(Line.over_seeds(legend, units, [t["relative"] for t in chosen], step=step))
             if weight:
@@ -317,11 +317,11 @@ class LinearisedDynamics(Bench):
     def _draw_poles(self, label: str, runs: Runs) -> list[Panel]:
         lines, speeds = [], []
         for step, weight in enumerate(self.config.weights):
-            chosen = [_at(run.tables["poles"], weight=weight)["pole"].to_numpy() for run in runs]
+            chosen = [rows_at(run.tables["poles"], weight=weight)["pole"].to_numpy() for run in runs]
             ranks = np.arange(min(map(len, chosen)))
             legend = f"λ = {weight:g}"
             lines.append(Line.over_seeds(legend, 1 + ranks, [p[ranks] for p in chosen], step=step))
-            times = [_at(run.tables["width"], weight=weight)["tenth"] for run in runs]
+            times = [rows_at(run.tables["width"], weight=weight)["tenth"] for run in runs]
             speeds.append(Line.over_seeds(legend, self.config.widths, times, step=step))
         return [
             Panel(
@@ -369,12 +369,12 @@ class LinearisedDynamics(Bench):
         """Theorem 3's remainder, over the wider half of the widths: the statement is about large m."""
         says, numbers = [], []
         for weight in self.config.weights:
-            chosen = [_at(run.tables["width"], weight=weight) for run in runs]
+            chosen = [rows_at(run.tables["width"], weight=weight) for run in runs]
             slopes, wider = [], [table.iloc[(len(table) - 1) // 2 :] for table in chosen]
             for table in wider:
                 slopes.append(np.polyfit(np.log(table["units"]), np.log(table["relative"]), 1)[0])
-            middle, low, high = _interval(slopes)
-            says.append(_side(high <= -0.5 + MARGIN, low > -0.5 + MARGIN))
+            middle, low, high = interval(slopes)
+            says.append(side(high <= -0.5 + MARGIN, low > -0.5 + MARGIN))
             ends = [np.mean([table["relative"].iloc[row] for table in chosen]) for row in (0, -1)]
             numbers.append(
                 f"λ = {weight:g}: slope {middle:.2f} [{low:.2f}, {high:.2f}], distance {ends[0]:.2g} to "
@@ -383,7 +383,7 @@ class LinearisedDynamics(Bench):
         return Verdict(
             "the distance between a training and its linear system falls at least like 1 / sqrt(m)",
             "Theorem 3, Sec. 7.3",
-            _all(says),
+            together(says),
             f"{'; '.join(numbers)} (narrowest to widest student; log-log slope over the wider half, 95 % "
             f"t-interval of its mean over {len(runs)} seeds; holds if it ends below -0.5 + {MARGIN:g})",
             label,
@@ -393,10 +393,10 @@ class LinearisedDynamics(Bench):
         """Theorem 1's limit."""
         says, numbers = [], []
         for weight in runs[0].tables["width"]["weight"].unique():
-            rows = pd.DataFrame([_at(run.tables["width"], weight=weight).iloc[-1] for run in runs])
+            rows = pd.DataFrame([rows_at(run.tables["width"], weight=weight).iloc[-1] for run in runs])
             away = rows["to_theorem"]
             done = rows["left"] < away / 2
-            says.append(_side(bool((away <= NEAR).all()), bool(((away > NEAR) & done).all())))
+            says.append(side(bool((away <= NEAR).all()), bool(((away > NEAR) & done).all())))
             numbers.append(
                 f"λ = {weight:g}: {away.mean():.2g} of the way from it, {rows['to_limit'].mean():.2g} from "
                 "the linear system's own limit"
@@ -405,7 +405,7 @@ class LinearisedDynamics(Bench):
         return Verdict(
             "training ends at f_inf of Theorem 1",
             "Theorem 1, Eq. 5",
-            _all(says),
+            together(says),
             f"{'; '.join(numbers)}; {100 * null:.0f} % of the directions of H-bar are null (Assumption 2 "
             f"allows none); widest student, {len(runs)} seeds, near is {NEAR:g} of the way in every seed",
             label,
@@ -427,7 +427,7 @@ class LinearisedDynamics(Bench):
         return Verdict(
             "a larger lambda shifts the poles to become larger",
             "Sec. 2.7",
-            _side(min(shares) == 1.0, max(shares) < 0.5),
+            side(min(shares) == 1.0, max(shares) < 0.5),
             f"{100 * np.mean(shares):.1f} % of poles of equal rank grow from one lambda to the next; the "
             f"slowest is {middle} ({len(runs)} seeds; λ = 0 has no more poles than images, and lambda adds "
             "slower ones)",
@@ -436,7 +436,7 @@ class LinearisedDynamics(Bench):
 
     def _speed(self, label: str, runs: Runs) -> Verdict:
         """How fast trainings are by lambda."""
-        table = pd.concat([_at(run.tables["width"], units=self.config.widths[-1]) for run in runs])
+        table = pd.concat([rows_at(run.tables["width"], units=self.config.widths[-1]) for run in runs])
         times = [group["tenth"].to_numpy() for _, group in table.groupby("weight")]
         faster = times[-1] < times[0]
         numbers = ", ".join(
@@ -446,7 +446,7 @@ class LinearisedDynamics(Bench):
         return Verdict(
             "a larger lambda makes training converge faster",
             "Sec. 2.7",
-            _side(bool(faster.all()), not faster.any()),
+            side(bool(faster.all()), not faster.any()),
             f"time to a tenth of the way: {numbers} (means, widest student); the largest lambda is faster "
             f"than the least in {faster.sum()} of {len(faster)} seeds",
             label,
@@ -459,11 +459,11 @@ class LinearisedDynamics(Bench):
             table = run.tables["overlap"].query("labelling > 0")
             varied = table["slow"].nunique() > 1 and table["tenth"].nunique() > 1
             ranks.append(float(stats.spearmanr(table["slow"], table["tenth"])[0]) if varied else 0.0)
-        middle, low, high = _interval(ranks)
+        middle, low, high = interval(ranks)
         return Verdict(
             "a small overlap with slow poles speeds up training",
             "Sec. 2.7, Theorem 3",
-            _side(low > 0, high < 0),
+            side(low > 0, high < 0),
             f"rank correlation of the share on slow poles and the time to a tenth of the way {middle:.2f} "
             f"[{low:.2f}, {high:.2f}] ({self.config.labellings} random targets per seed, {len(runs)} seeds, "
             "95 % t-interval)",
@@ -487,29 +487,17 @@ def _variants(found: Sequence[Finding]) -> Iterator[tuple[LinearisedDynamics, st
         yield cast(LinearisedDynamics, runs[0].bench), label, runs
 
 
-def _values(found: Sequence[Finding], setting: str) -> str:
-    """A setting, with every value that the variants give it."""
-    values = dict.fromkeys(getattr(each.bench.config, setting) for each in found)
-    return " or ".join(f"{value:g}" for value in values)
-
-
 def _assumed(found: Sequence[Finding]) -> str:
     """What holds for every panel."""
     seeds = max(len(runs) for _, _, runs in _variants(found))
     bands = "; bands from least to greatest" if seeds > 1 else ""
     return (
-        f"{seeds} seed(s){bands}. {_values(found, 'images')} images, weights of spread "
-        f"{_values(found, 'spread')}; the student has {_values(found, 'share')} of its teacher's units, "
-        f"which stopped at time {_values(found, 'teacher_time')}. Trained to time {_values(found, 'time')}. "
-        "Assumed: number of images, activation, widths, the teacher's width and end, learning rate."
+        f"{seeds} seed(s){bands}. {given(found, 'images')} images, weights of spread "
+        f"{given(found, 'spread')}; the student has a share of {given(found, 'share')} of its teacher's "
+        f"units, which stopped at time {given(found, 'teacher_time')}. Trained to time "
+        f"{given(found, 'time')}. Assumed: number of images, activation, widths, the teacher's width and "
+        "end, learning rate."
     )
-
-
-def _at(table: pd.DataFrame, **values: float) -> pd.DataFrame:
-    """The rows that hold these values."""
-    for column, value in values.items():
-        table = table[table[column] == value]
-    return table
 
 
 def _window(lines: Sequence[Line]) -> tuple[float, float]:
@@ -517,24 +505,6 @@ def _window(lines: Sequence[Line]) -> tuple[float, float]:
     top = max(float(line.y.max()) for line in lines)
     least = min(float(line.y.min()) for line in lines)
     return max(least / 2, top * 1e-8), top * 2
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % t-interval over seeds; unbounded for a single seed."""
-    middle = float(np.mean(values))
-    if len(values) < 2:
-        return middle, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return middle, middle - half, middle + half
-
-
-def _side(holds: bool, fails: bool) -> Judgement:
-    return "holds" if holds else "fails" if fails else "undecided"
-
-
-def _all(says: Sequence[Judgement]) -> Judgement:
-    """Holds when every part does, fails when any part does."""
-    return _side(set(says) == {"holds"}, "fails" in says)
 
 
 def _arrays(**tables: pd.DataFrame) -> dict[str, Array]:

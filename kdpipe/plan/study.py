@@ -245,7 +245,7 @@ class Study(Frozen):
         trained = [key for key in ("pairs", "chains") if getattr(self, key)]
         if trained and not (self.dataset and self.protocol.teacher):
             what = "protocol" if self.dataset else "dataset"
-            raise ValueError(f"'{what}' is missing: what '{trained[0]}' name is trained on one, by one")
+            raise ValueError(f"'{what}' is missing: the networks in '{trained[0]}' cannot train without")
         if self.plots and not self.benches:
             raise ValueError(
                 "plots: only benches have plots; the figures of other studies go under 'figures'"

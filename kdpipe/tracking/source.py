@@ -200,7 +200,7 @@ def sources(results: Results, plan: Plan | None, names: Iterable[str] | None) ->
 
     Args:
         results: the results folder.
-        plan: whose runs; None for every run in the folder.
+        plan: whose trainings; None for every training in the folder. Benches have no curves to track.
         names: only these, with their teachers.
 
     Raises:
@@ -240,7 +240,8 @@ def _planned(results: Results, plan: Plan) -> dict[str, Source]:
 
 
 def _found(results: Results) -> dict[str, Source]:
-    specs = {f.parent.name: read_json(f)["spec"] for f in sorted(results.root.glob("runs/*/spec.json"))}
+    files = sorted(results.root.glob("runs/*/spec.json"))
+    specs = {f.parent.name: spec for f in files if "bench" not in (spec := read_json(f)["spec"])}
     by_id = {name.rpartition("-")[2]: name for name in specs}
     return {
         name: Source(

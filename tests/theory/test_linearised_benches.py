@@ -260,6 +260,8 @@ def test_verdict_on_the_bound(errors: list[Finding], power: int, verdict: str) -
 
     found = faked(errors, "error", change)
     assert says(found[0].bench, "error", found, "Eq. 6") == verdict
+    common = faked(errors, "error", lambda t, seed: change(t, seed).assign(expected=t["expected"] / 10))
+    assert says(found[0].bench, "error", common, "Eq. 6") == "undecided"
 
 
 @pytest.mark.parametrize(("ratio", "better", "product"), [
