@@ -1,6 +1,8 @@
 rule run_bench:
     input:
-        data=lambda w: f"{RESULTS}/data/{PLAN.benches[w.bench].data}/meta.json" if PLAN.benches[w.bench].data else [],
+        data=lambda w: (
+            f"{RESULTS}/data/{PLAN.benches[w.bench].data}/meta.json" if PLAN.benches[w.bench].data else []
+        ),
     output:
         status=f"{RESULTS}/runs/{{bench}}/status.json",
         spec=f"{RESULTS}/runs/{{bench}}/spec.json",
