@@ -868,7 +868,7 @@ def _dependence(title: str, variants: Variants) -> Plot:
         "greatest.",
         _counted(variants),
     ]
-    return Plot("dependence", title, tuple(panels), columns=2, caption=" ".join(caption))
+    return Plot("dependence", title, tuple(panels), columns=3, caption=" ".join(caption))
 
 
 def _over_iterations(text: str, claim: Claim, variants: Variants) -> Panel:

@@ -323,7 +323,9 @@ def _study(name: str, folder: Path) -> str:
     study = read_study(name, folder)
     lines = [name, "", study.title, study.about, ""]
     told = {
-        "Data set": ", else ".join(filter(None, [study.dataset, study.otherwise])),
+        "Data set": ", else ".join(
+            filter(None, [study.dataset, study.otherwise.dataset if study.otherwise else ""])
+        ),
         "Protocol": str(study.protocol),
         "Scale": study.scale,
         "Seeds": ", ".join(map(str, study.seeds)),

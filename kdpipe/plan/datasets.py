@@ -65,13 +65,19 @@ def stand_in(study: Study, config: Config, folder: Path, where: str) -> Study:
         folder: the config folder.
         where: the study's file, for messages.
     """
-    if not study.otherwise:
+    if study.otherwise is None:
         return study
     wanted = find_dataset(study.dataset, folder, f"{where}, key 'dataset'")
-    other = find_dataset(study.otherwise, folder, f"{where}, key 'otherwise'")
+    other = find_dataset(study.otherwise.dataset, folder, f"{where}, key 'otherwise'")
     source = config.source(wanted.name)
     there = any(place.is_dir() for place in (source, *(source.parent / name for name in wanted.beside)))
-    return study if there or wanted.embedded else study.model_copy(update={"dataset": other.name})
+    if there or wanted.embedded:
+        return study
+    more = study.otherwise.settings
+    settings = {
+        name: {**study.settings.get(name, {}), **more.get(name, {})} for name in study.settings | more
+    }
+    return study.model_copy(update={"dataset": other.name, "settings": settings})
 
 
 def all_datasets(folder: Path) -> dict[str, Dataset]:

@@ -64,6 +64,22 @@ class Entry(Frozen):
         return value
 
 
+class Otherwise(Frozen):
+    """What stands in where a data set's files are absent; a bare name stands for `{dataset: NAME}`."""
+
+    model_config = ConfigDict(json_schema_extra=_or_bare_name)
+
+    dataset: str = Field(description="name of the other data set")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by recipe, method or bench name that it needs beside the study's"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"dataset": value} if isinstance(value, str) else value
+
+
 class Keep(Frozen):
     """Epochs of every teacher whose weights are kept and measured, beside the last."""
 
@@ -185,7 +201,9 @@ class Study(Frozen):
     paper: str = Field("", description="short name of the paper it reproduces, if any")
     about: str = Field("", description="what the study asks, in a sentence or two")
     dataset: str = Field("", description="name of the data set; only a study of benches can do without")
-    otherwise: str = Field("", description="data set that stands in where the files of `dataset` are absent")
+    otherwise: Otherwise | None = Field(
+        None, description="data set that stands in where the files of `dataset` are absent"
+    )
     protocol: Protocols = Field(
         Protocols(teacher="", student=""),
         description="name of a file in config/protocols, or one for the teacher and one for the student",

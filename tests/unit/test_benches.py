@@ -100,6 +100,13 @@ def test_another_data_set_stands_in_where_the_files_are_absent(config, tmp_path)
     absent = resolve(made)
     assert {b.run.spec.data.name for b in absent.benches.values()} == {"digits"}
     assert absent.studies["a"].study.dataset == "digits"
+    other = {"dataset": "digits", "settings": {"kernel_ridge_images": {"n_test": 100}}}
+    fewer = resolve(
+        config(b=study("kernel_ridge_images", dataset="cifar10_two_class", otherwise=other)).model_copy(
+            update={"data": str(tmp_path / "data")}
+        )
+    )
+    assert [b.run.spec.bench.settings["n_test"] for b in fewer.benches.values()] == [100]
     (tmp_path / "data" / "cifar10-two-class").mkdir(parents=True)
     there = resolve(made)
     assert {b.run.spec.data.name for b in there.benches.values()} == {"cifar10_two_class"}
