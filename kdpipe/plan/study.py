@@ -26,6 +26,12 @@ def _or_bare_name(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string"}, full]
 
 
+def _or_one(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a list allow what the class allows: one name alone."""
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems")}
+    schema["anyOf"] = [{"type": "string"}, listed]
+
+
 class Protocols(Frozen):
     """The protocols of teachers and of students; a bare name stands for both."""
 
@@ -145,7 +151,9 @@ class Chain(Frozen):
     """Self-distillation: networks in a row, each taught by the labels and the one before."""
 
     models: tuple[str, ...] = Field(
-        min_length=1, description="network of each step; the last holds for all further steps"
+        min_length=1,
+        description="network of each step; the last holds for all further steps",
+        json_schema_extra=_or_one,
     )
     label: str = Field("", description="how tables and figures call it; default: its networks")
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
@@ -263,7 +271,7 @@ class Study(Frozen):
         trained = [key for key in ("pairs", "chains") if getattr(self, key)]
         if trained and not (self.dataset and self.protocol.teacher):
             what = "protocol" if self.dataset else "dataset"
-            raise ValueError(f"'{what}' is missing: the networks in '{trained[0]}' cannot train without")
+            raise ValueError(f"the key '{what}' is missing: networks in '{trained[0]}' cannot train without")
         if self.plots and not self.benches:
             raise ValueError(
                 "plots: only benches have plots; the figures of other studies go under 'figures'"

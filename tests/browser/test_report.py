@@ -11,7 +11,7 @@ import pytest
 
 from kdpipe.tables.render import render
 from kdpipe.tables.report import report
-from tests.unit.synthetic import Made
+from tests.unit.synthetic import Made, draw
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 OPTIONS = (
@@ -35,6 +35,7 @@ def made(tmp_path_factory) -> Made:
     made.collapse(made.run("dkd", "standard", 1), 8)
     made.lose(made.run("kd", "soteacher", 0))
     render(made.study, made.plan, made.results)
+    draw(made)
     report(made.plan, made.results)
     return made
 

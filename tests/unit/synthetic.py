@@ -12,6 +12,7 @@ from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy
 from kdpipe.plan.study import Study
+from kdpipe.tables.gallery import draw_figure
 
 EPOCHS = 20
 SKIPPED = "'fitnet' needs taps that <net> & co_lack"
@@ -198,6 +199,12 @@ class Made:
         )
         self.runs[run.name] = PlannedRun(run, teacher, "digits-0", studies=(self.name,))
         return run.name
+
+
+def draw(made: Made) -> list[Path]:
+    """Draw every figure of a synthetic study."""
+    figures = made.study.figures
+    return [f for name in figures for f in draw_figure(name, made.study, made.plan, made.results)]
 
 
 def put(path: Path, value: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kdpipe.plan.study import Study
-from kdpipe.tables.gallery import DRAWN, PANELS, draw_diagram
+from kdpipe.tables.gallery import DRAWN, PANELS, draw_figure
 from tests.unit.synthetic import Made
 
 SAMPLES, CLASSES = 40, 4
@@ -49,17 +49,17 @@ def test_every_figure_that_a_study_may_name_can_be_drawn() -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_it_is_drawn_with_its_data_and_drawn_alike_again(made: Made, name: str) -> None:
-    files = draw_diagram(name, made.study, made.plan, made.results)
+    files = draw_figure(name, made.study, made.plan, made.results)
     assert [f.suffix for f in files] == [".svg", ".png", ".csv"]
     assert all(f.parent == made.results.study("demo") for f in files)
     with Image.open(files[1]) as image:
         assert min(image.size) > 100
     before = [f.read_bytes() for f in files]
-    assert [f.read_bytes() for f in draw_diagram(name, made.study, made.plan, made.results)] == before
+    assert [f.read_bytes() for f in draw_figure(name, made.study, made.plan, made.results)] == before
 
 
 def test_the_first_seed_of_each_network_is_shown_teachers_first(made: Made) -> None:
-    *_, file = draw_diagram("reliability", made.study, made.plan, made.results)
+    *_, file = draw_figure("reliability", made.study, made.plan, made.results)
     titles = list(dict.fromkeys(pd.read_csv(file).iloc[:, 0]))
     assert titles[:2] == ["teacher (standard)", "teacher (soteacher)"]
     assert {"scratch", "kd (standard)", "dkd (soteacher)"} <= set(titles)
@@ -68,7 +68,7 @@ def test_the_first_seed_of_each_network_is_shown_teachers_first(made: Made) -> N
 
 def test_what_collapsed_is_left_out(made: Made) -> None:
     made.collapse(made.run("kd", "standard", 0), 3)
-    *_, file = draw_diagram("correlation", made.study, made.plan, made.results)
+    *_, file = draw_figure("correlation", made.study, made.plan, made.results)
     titles = set(pd.read_csv(file).iloc[:, 0])
     assert "kd (standard)" not in titles
     assert "kd (soteacher)" in titles
@@ -76,7 +76,7 @@ def test_what_collapsed_is_left_out(made: Made) -> None:
 
 
 def test_the_cosines_are_those_of_the_history(made: Made) -> None:
-    *_, file = draw_diagram("gradients", made.study, made.plan, made.results)
+    *_, file = draw_figure("gradients", made.study, made.plan, made.results)
     data = pd.read_csv(file)
     assert set(data["epoch"]) == {5, 10, 15, 20}
     assert set(data["cosine"]) == {-0.5}
@@ -87,5 +87,5 @@ def test_the_cosines_are_those_of_the_history(made: Made) -> None:
 def test_nothing_to_show_is_said(made: Made, name: str) -> None:
     for run in made.plan.runs:
         made.collapse(run, 1)
-    svg, *_ = draw_diagram(name, made.study, made.plan, made.results)
+    svg, *_ = draw_figure(name, made.study, made.plan, made.results)
     assert svg.stat().st_size > 500

@@ -17,7 +17,7 @@ from kdpipe.tables.layout import lay_out
 from kdpipe.tables.pages import FOLDER, embedded_json
 from kdpipe.tables.render import render
 from kdpipe.tables.report import best_rows, report
-from tests.unit.synthetic import Made, put
+from tests.unit.synthetic import Made, draw, put
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> & \"'"
 
@@ -117,7 +117,7 @@ def test_environments_are_listed_with_their_runs(made):
 
 
 def test_nothing_is_fetched(made):
-    render(made.study, made.plan, made.results)
+    draw(made)
     page = page_of(made)
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base")

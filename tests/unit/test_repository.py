@@ -28,6 +28,7 @@ ASKS_PLUGINS = {  # and so imports torch; no Snakefile does
     "kdpipe/plan/resolve.py",
     "kdpipe/plan/cards.py",
     "kdpipe/plan/datasets.py",
+    "kdpipe/plan/benches.py",
 }
 
 

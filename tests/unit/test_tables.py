@@ -33,7 +33,7 @@ from kdpipe.tables.render import (
     render,
     terminal_table,
 )
-from tests.unit.synthetic import EPOCHS, SKIPPED, Made, files
+from tests.unit.synthetic import EPOCHS, SKIPPED, Made, draw, files
 
 HOSTILE = '<script>alert(1)</script> 50% & $x_1$ | #{y} \\z~^"*`[q]'
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -225,7 +225,9 @@ def test_files_are_written_and_listed(made):
     assert {p.name for p in paths} == {
         *(f"table.{s}" for s in ("csv", "md", "tex", "html")),
         "seeds.csv",
-        *(f"{n}.{s}" for n in ("learning_curves", "sampling") for s in ("svg", "png", "csv")),
+    }
+    assert {p.name for p in draw(made)} == {
+        f"{n}.{s}" for n in ("learning_curves", "sampling") for s in ("svg", "png", "csv")
     }
 
 
@@ -416,7 +418,7 @@ def test_sampling_data_is_that_of_the_curve(made):
 
 def test_figures_are_images_without_a_date(made):
     folder = made.results.study("demo")
-    render(made.study, made.plan, made.results)
+    draw(made)
     for name in ("learning_curves", "sampling"):
         assert (folder / f"{name}.png").read_bytes().startswith(PNG)
         svg = (folder / f"{name}.svg").read_text()
@@ -427,6 +429,7 @@ def test_figures_are_images_without_a_date(made):
 def test_figures_take_any_label(tmp_path):
     made = Made(tmp_path, methods=["scratch", "kd", HOSTILE, "$\\bad{"], recipes=["$x", "b"]).finish()
     assert render(made.study, made.plan, made.results)
+    assert draw(made)
 
 
 def test_every_row_has_its_own_look(tmp_path):
@@ -483,6 +486,7 @@ def test_a_rule_has_a_row_and_says_what_it_picked(ruled):
 
 def test_files_tell_rules_and_choices(ruled):
     render(ruled.study, ruled.plan, ruled.results)
+    draw(ruled)
     folder = ruled.results.study("demo")
     seeds = pd.read_csv(folder / "seeds.csv").query("rule == 'lowest_nll' and metric == 'top1'")
     assert sorted(set(seeds["chosen"])) == [7, 8]

@@ -91,7 +91,9 @@ def test_one_changed_setting_moves_exactly_its_students(finished):
     finally:
         finished.study()
     dkd = "student_digits_resnet14_resnet8_dkd_standard_s0"
-    assert listed == [f"distil {dkd}", f"evaluate {dkd}", "render the report", "render tiny"]
+    drawn = [f"draw {figure} of tiny" for figure in ("learning_curves", "sampling")]
+    rendered = ["render the report", "render tiny"]
+    assert listed == [f"distil {dkd}", *drawn, f"evaluate {dkd}", *rendered]
     assert finished.planned() == []  # changed back: everything is found again
 
 
