@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from kdpipe.api import DatasetSpec
+from kdpipe.api import ImageFiles, Split
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, Interrupted, ResultsError, UnknownNameError
 from kdpipe.core.files import write_json
 from kdpipe.core.paths import Results
 from kdpipe.core.specs import BenchRun, BenchSpec, Part
-from kdpipe.engine.bench import DeskOnDisk, run_bench
+from kdpipe.engine.bench import DeskOnDisk, images, run_bench
+from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.train import Stop
 from kdpipe.plan.overview import overview
 from kdpipe.plan.plan import Plan
@@ -237,7 +238,14 @@ def test_a_changed_table_is_found(drawn):
     assert f"lacks {table.name}" in found
 
 
-def test_a_bench_of_files_on_disk_is_refused(tmp_path):
+def test_images_that_stay_in_their_files_are_refused(tmp_path):
+    names = np.array([b"a.png"], dtype=np.bytes_)
+    split = Split(ImageFiles(tmp_path, names, 8), np.zeros(1, dtype=np.int64))
+    prepared = Prepared("huge", 2, (3, 8, 8), (0.5,) * 3, (0.5,) * 3, split, split, {})
+    with pytest.raises(ConfigError, match="the images of huge stay in their files"):
+        images(prepared)
+
+
+def test_a_run_is_named_by_its_bench_and_seed():
     spec = BenchSpec(bench=Part(name="kernel_ridge_images", revision=1), seed=0)
     assert BenchRun(spec=spec).name.startswith("bench_kernel_ridge_images_s0-")
-    assert isinstance(registry.datasets.get("digits"), DatasetSpec)
