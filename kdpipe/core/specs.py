@@ -37,7 +37,12 @@ class Augmentation(Frozen):
 
 
 class Protocol(Frozen):
-    """How a network is trained: optimiser, schedule, batches, augmentation, precision."""
+    """How a network is trained: optimiser, schedule, batches, augmentation, precision.
+
+    `max_grad_norm` bounds the 2-norm of all gradients of a step together; 0 does not bound it.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"max_grad_norm"})
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(gt=0)
@@ -54,6 +59,7 @@ class Protocol(Frozen):
     augmentation: tuple[Augmentation, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    max_grad_norm: float = Field(0.0, ge=0)
 
 
 class DataSpec(Frozen):

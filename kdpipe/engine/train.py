@@ -220,6 +220,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.objective.backward(terms, self.trainable)
         with self.profile.phase("optimizer"):
+            if bound := self.run.spec.protocol.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.trainable.all, bound)
             self.optimizer.step()
             self.meter.add(terms, batch.labels, s.logits if s else None)
         self.profile.next()

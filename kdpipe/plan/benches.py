@@ -18,7 +18,13 @@ from kdpipe.plan.study import Entry, Study
 
 
 def bench_runs(
-    name: str, study: Study, seeds: tuple[int, ...], dataset: DatasetSpec | None, config: Config, where: str
+    name: str,
+    study: Study,
+    seeds: tuple[int, ...],
+    dataset: DatasetSpec | None,
+    config: Config,
+    where: str,
+    reduced: Mapping[str, Mapping[str, Any]],
 ) -> tuple[dict[str, PlannedBench], tuple[BenchCell, ...]]:
     """Every run of a study's benches: one per entry and seed.
 
@@ -29,6 +35,7 @@ def bench_runs(
         dataset: what benches that need images see.
         config: the workflow's settings.
         where: the study's file, for messages.
+        reduced: settings of its scale, by bench.
 
     Raises:
         ConfigError: a setting is wrong, or images are needed and none are named.
@@ -41,7 +48,7 @@ def bench_runs(
             raise ConfigError(
                 f"bench '{entry.name}' needs images", where=f"{where}, key 'dataset'", fix="dataset: digits"
             )
-        part, sources = _part(entry, name, study, config, where)
+        part, sources = _part(entry, name, study, config, where, reduced.get(entry.name, {}))
         for seed in seeds:
             data = (
                 Part(name=dataset.name, revision=dataset.revision) if bench.needs_images and dataset else None
@@ -77,12 +84,15 @@ def plots_of(study: Study, where: str) -> dict[str, str]:
     return {plot: known[plot] for plot in study.plots or known}
 
 
-def _part(entry: Entry, name: str, study: Study, config: Config, where: str) -> tuple[Part, dict[str, str]]:
-    """A bench's settings: default < study < entry < command line."""
+def _part(
+    entry: Entry, name: str, study: Study, config: Config, where: str, reduced: Mapping[str, Any]
+) -> tuple[Part, dict[str, str]]:
+    """A bench's settings: default < study < entry < scale < command line."""
     bench = registry.benches.get(entry.name)
     layers: tuple[tuple[Mapping[str, Any], str], ...] = (
         (study.settings.get(entry.name, {}), f"study {name}"),
         (entry.settings, f"study {name}"),
+        (reduced, "scale"),
         (config.settings.get(entry.name, {}), "command line"),
     )
     values: dict[str, Any] = {}

@@ -192,8 +192,31 @@ def check_config(values: Mapping[str, Any]) -> Config:
 
 
 def read_study(name: str, folder: Path) -> Study:
-    """Read `studies/<name>.yaml`."""
-    return parse(Study, read_yaml(_find("study", name, folder / "studies")), f"{folder}/studies/{name}.yaml")
+    """Read `studies/<name>.yaml`; a study that extends another has its keys where it has none itself.
+
+    Keys that hold names and values (`settings`, `scales`) are joined; every other key is replaced as a whole.
+    """
+    return parse(Study, _extended(name, folder), f"{folder}/studies/{name}.yaml")
+
+
+def _extended(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A study's keys with those of the studies that it extends below them."""
+    where = f"{folder}/studies/{above[-1]}.yaml, key 'extends'" if above else None
+    if name in above:
+        raise ConfigError(f"the studies extend each other: {' -> '.join((*above, name))}", where=where)
+    values = read_yaml(_find("study", name, folder / "studies", where))
+    base = values.get("extends")
+    if not isinstance(base, str) or not base:
+        return values
+    below = _extended(base, folder, (*above, name))
+    return {**below, **values, **{k: _joined(below.get(k), values.get(k)) for k in ("settings", "scales")}}
+
+
+def _joined(below: Any, above: Any) -> Any:
+    """Two mappings as one, the inner ones too; anything else: the upper one, if it is there."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {**below, **{key: _joined(below.get(key), value) for key, value in above.items()}}
+    return (below if below is not None else {}) if above is None else above
 
 
 def read_protocol(name: str, folder: Path, where: str | None = None) -> ProtocolFile:

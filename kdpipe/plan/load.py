@@ -77,6 +77,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def study_digest(study: PlannedStudy) -> str:
     """Hash of everything a study's tables depend on, beside the measures themselves."""
     known = {"study": study.study.model_dump(mode="json"), "cells": [asdict(c) for c in study.cells]}
+    known["printed"] = [asdict(p) for p in study.printed]
     benches = {"benches": [asdict(b) for b in study.benches], "plots": study.plots}
     return digest({**known, **(benches if study.benches else {})})
 
@@ -123,6 +124,7 @@ def _inputs(folder: Path) -> list[Path]:
         *folder.glob("studies/*.yaml"),
         *folder.glob("protocols/*.yaml"),
         *folder.glob("datasets/*.yaml"),
+        *folder.glob("reference/*.csv"),
     ]
     code = [file for room in _SOURCES for file in (here / room).glob("*.py")]
     extra = sorted((here / "engine").glob("augment*.py"))

@@ -32,6 +32,7 @@ class Cell:
         skipped: why the method cannot distil this pair.
         choice: name of the teacher's checkpoint, when a rule picks it.
         precision: how the weights of that epoch are kept.
+        dataset: as the study's file names it; at a scale with a data set of its own, runs see that one.
     """
 
     part: str
@@ -45,6 +46,7 @@ class Cell:
     skipped: str | None = None
     choice: str | None = None
     precision: Precision = "float32"
+    dataset: str = ""
 
     @property
     def rule(self) -> str | None:
@@ -59,6 +61,34 @@ class Cell:
         if self.row != TEACHER and self.part != "chain":
             return place(self.run)
         return place(self.run, self.choice or (point(self.epoch, self.precision) if self.epoch else None))
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number that a paper prints, with the labels of the cell that it stands beside.
+
+    Attributes:
+        row, recipe, teacher, student, dataset: as in `Cell`.
+        metric: name of the measure.
+        value: as printed, in the measure's unit; None where the paper prints none.
+        std: its printed standard deviation, if any.
+        note: what there is to say of it; `doubtful: ...` where the reading is.
+    """
+
+    row: str
+    recipe: str | None
+    teacher: str | None
+    student: str | None
+    dataset: str
+    metric: str
+    value: float | None
+    std: float | None
+    note: str
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the number may have been read wrongly, or is at odds with others."""
+        return self.note.startswith("doubtful")
 
 
 def place(run: str, checkpoint: str | None = None) -> str:
@@ -143,6 +173,8 @@ class PlannedStudy:
         cells: its trainings.
         benches: its benches' runs.
         plots: its benches' figures -> the bench that draws each.
+        printed: what its paper prints.
+        ran_on: data set that all its runs see instead of those that it names, if its scale says so.
     """
 
     name: str
@@ -151,6 +183,8 @@ class PlannedStudy:
     cells: tuple[Cell, ...]
     benches: tuple[BenchCell, ...] = ()
     plots: dict[str, str] = field(default_factory=dict)
+    printed: tuple[Printed, ...] = ()
+    ran_on: str = ""
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -245,6 +279,8 @@ class Plan:
                     "cells": [asdict(c) for c in s.cells],
                     "benches": [asdict(b) for b in s.benches],
                     "plots": s.plots,
+                    "printed": [asdict(p) for p in s.printed],
+                    "ran_on": s.ran_on,
                 }
                 for name, s in self.studies.items()
             },
@@ -281,6 +317,8 @@ class Plan:
                 cells=tuple(Cell(**c) for c in s["cells"]),
                 benches=tuple(BenchCell(**b) for b in s["benches"]),
                 plots=s["plots"],
+                printed=tuple(Printed(**p) for p in s["printed"]),
+                ran_on=s["ran_on"],
             )
             for name, s in data["studies"].items()
         }

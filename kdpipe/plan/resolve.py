@@ -6,9 +6,8 @@ This is the one part of the plan that asks the plug-ins (and so imports torch, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,13 @@ from kdpipe.plan.config import (
     read_study,
     scale_epoch,
 )
-from kdpipe.plan.datasets import find_dataset, stand_in
+from kdpipe.plan.datasets import all_datasets, find_dataset, stand_in
 from kdpipe.plan.imported import Imported, import_command, imported_run
-from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedBench, PlannedRun, PlannedStudy
-from kdpipe.plan.study import Chain, Entry, Pair, Scale, Study
+from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedBench, PlannedRun, PlannedStudy, Printed
+from kdpipe.plan.reference import read_printed
+from kdpipe.plan.study import Chain, Entry, Pair, Protocols, Scale, Study
+
+NONE: Mapping[str, Any] = {}
 
 
 def resolve(config: Config) -> Plan:
@@ -69,6 +71,25 @@ class _Resolved:
     instance: Any
 
 
+@dataclass(frozen=True)
+class _Site:
+    """Where networks train: the data set as the study names it and as it is run on, and the protocols.
+
+    Attributes:
+        nominal: name of the data set in the study's file.
+        dataset: the one that is used, at a scale that names its own another one.
+        data: which of its images the trainings see.
+        names: of the protocols.
+        protocols: their files, by `teacher` and `student`.
+    """
+
+    nominal: str
+    dataset: DatasetSpec
+    data: DataSpec
+    names: Protocols
+    protocols: dict[str, ProtocolFile]
+
+
 @dataclass
 class _StudyResolver:
     """Resolves one study.
@@ -93,19 +114,29 @@ class _StudyResolver:
         self.seeds = self.study.seeds[: self.scale.seeds]
         self.precision = self.config.checkpoint_precision or self.study.checkpoint_precision
         self.study = stand_in(self.study, self.config, self.folder, self.where)
+        self.sites: dict[tuple[str, str, str], _Site] = {}
         wanted = [("pairs", name) for pair in self.study.pairs for name in (pair.teacher, pair.student)]
         wanted += [("chains", name) for name in models_of(self.study)]
         self.models = {
             name: registry.models.get(name, where=f"{self.where}, key '{key}'") for key, name in wanted
         }
-        if wanted:
-            self.protocols = {kind: self._read_protocol(name) for kind, name in self.study.protocol}
-            self._check_sides()
-            check_checkpoints(self.study, self.protocols["teacher"].settings, self.where)
+        for pair in self.study.pairs:
+            site = self._site(pair)
+            self._check_sides(site, (pair.teacher, pair.student), "pairs")
+            check_checkpoints(self.study, site.protocols["teacher"].settings, self.where)
+        if self.study.chains:
+            site = self._site()
+            self._check_sides(site, models_of(self.study), "chains")
+            check_checkpoints(self.study, site.protocols["teacher"].settings, self.where)
         for metric in self.study.metrics:
             if metric not in METRICS:
                 raise UnknownNameError.of("measure", metric, METRICS, where=f"{self.where}, key 'metrics'")
         _check_setting_names(self.study.settings, where=f"{self.where}, key 'settings'")
+        _check_setting_names(
+            self.scale.settings, where=f"{self.where}, settings of scale '{self.scale_name}'"
+        )
+        for pair in self.study.pairs:
+            _check_setting_names(pair.settings, where=f"{self.where}, key 'pairs'")
         for key, kind, entries in (
             ("recipes", registry.recipes, self.study.recipes),
             ("methods", registry.methods, self.study.methods),
@@ -114,19 +145,34 @@ class _StudyResolver:
                 if kind is not registry.recipes or entry.name != IMPORTED:
                     kind.get(entry.name, where=f"{self.where}, key '{key}'")
 
-    @cached_property
-    def dataset(self) -> DatasetSpec:
-        """The data set of its trainings, or of benches that need images."""
-        return find_dataset(self.study.dataset, self.folder, f"{self.where}, key 'dataset'")
+    def _site(self, pair: Pair | None = None) -> _Site:
+        """Where a pair's networks train; without one, where the study's chains do."""
+        nominal = (pair.dataset if pair else "") or self.study.dataset
+        names = (pair.protocol if pair else None) or self.study.protocol
+        key = (nominal, names.teacher, names.student)
+        if key not in self.sites:
+            where = f"{self.where}, key 'dataset'"
+            dataset = find_dataset(nominal, self.folder, where)
+            if self.scale.dataset:
+                dataset = find_dataset(self.scale.dataset, self.folder, f"{self.where}, key 'scales'")
+            protocols = {kind: self._read_protocol(name) for kind, name in names}
+            self.sites[key] = _Site(nominal, dataset, self._data(dataset), names, protocols)
+        return self.sites[key]
 
-    @cached_property
+    @property
+    def dataset(self) -> DatasetSpec:
+        """The data set at hand."""
+        return self.site.dataset
+
+    @property
     def data(self) -> DataSpec:
-        """Which of its images the trainings see."""
-        return self._data()
+        """Which of its images the trainings at hand see."""
+        return self.site.data
 
     def resolve(self) -> Plan:
         """The study's runs and cells, in the order of its table."""
         for pair in self.study.pairs:
+            self.site = self._site(pair)
             for recipe in self.study.recipes:
                 for seed in self.seeds:
                     teacher = self._teacher(pair, recipe, seed)
@@ -136,16 +182,46 @@ class _StudyResolver:
                     self._students(pair, recipe, seed, teacher)
                     self._curves(pair, recipe, seed, teacher)
         for chain in self.study.chains:
+            self.site = self._site()
             for seed in self.seeds:
                 for alpha in chain.alphas:
                     self._chain(chain, alpha, seed)
         cells = tuple(dict.fromkeys(self.cells))
         self._observe()
-        images = self.dataset if self.study.dataset and self.study.benches else None
-        benches, places = bench_runs(self.name, self.study, self.seeds, images, self.config, self.where)
+        benches, places = bench_runs(
+            self.name, self.study, self.seeds, self._images(), self.config, self.where, self.scale.settings
+        )
         plots = plots_of(self.study, self.where)
-        study = PlannedStudy(self.name, self.study, self.scale_name, cells, places, plots)
+        study = PlannedStudy(
+            self.name,
+            self.study,
+            self.scale_name,
+            cells,
+            places,
+            plots,
+            tuple(self._printed()),
+            self.scale.dataset,
+        )
         return Plan(self.runs, {self.name: study}, benches)
+
+    def _printed(self) -> list[Printed]:
+        """What the paper prints."""
+        if not self.study.printed:
+            return []
+        known = {
+            "dataset": all_datasets(self.folder),
+            "model": registry.models.names(),
+            "recipe": registry.recipes.names(),
+            "method": registry.methods.names(),
+        }
+        return read_printed(self.study.printed, self.folder, known, f"{self.where}, key 'printed'")
+
+    def _images(self) -> DatasetSpec | None:
+        """What the study's benches see."""
+        if not (self.study.benches and self.study.dataset):
+            return None
+        name = self.scale.dataset or self.study.dataset
+        return find_dataset(name, self.folder, f"{self.where}, key 'dataset'")
 
     def _chain(self, chain: Chain, alpha: float, seed: int) -> None:
         """The runs and cells of one chain: step after step, each taught by the one before."""
@@ -162,7 +238,17 @@ class _StudyResolver:
                 self._choose(before, choice)
             name = choice.name if choice else None
             self.cells.append(
-                Cell("chain", str(step), entry.label, chain.label, None, seed, run=before, choice=name)
+                Cell(
+                    "chain",
+                    str(step),
+                    entry.label,
+                    chain.label,
+                    None,
+                    seed,
+                    run=before,
+                    choice=name,
+                    dataset=self.site.nominal,
+                )
             )
 
     def _start(self, chain: Chain, model: str) -> Start | None:
@@ -198,7 +284,18 @@ class _StudyResolver:
                 self._student_cell("table", method, pair, recipe, seed, teacher, None)
             else:
                 run = self._student(method, pair, None, seed, None, None)
-                self.cells.append(Cell("table", method.label, None, None, pair.student, seed, None, run))
+                self.cells.append(
+                    Cell(
+                        "table",
+                        method.label,
+                        None,
+                        None,
+                        pair.student,
+                        seed,
+                        run=run,
+                        dataset=self.site.nominal,
+                    )
+                )
 
     def _kept(self, pair: Pair, recipe: Entry, seed: int, teacher: str) -> None:
         """The teacher's own numbers at the epochs that the study keeps."""
@@ -254,7 +351,8 @@ class _StudyResolver:
         epoch: int | None,
         choice: Choice | None = None,
     ) -> None:
-        why = self._skip(method, pair, recipe) or self._no_route(method, pair, recipe, teacher, choice)
+        why = _not_asked(method, recipe)
+        why = why or self._skip(method, pair, recipe) or self._no_route(method, pair, recipe, teacher, choice)
         run = None if why else self._student(method, pair, recipe, seed, teacher, epoch, choice)
         self._cell(method.label, recipe, pair, seed, run, part=part, epoch=epoch, choice=choice, skipped=why)
 
@@ -288,7 +386,20 @@ class _StudyResolver:
         chosen = choice.name if choice else None
         precision = self.precision if epoch else "float32"
         self.cells.append(
-            Cell(part, row, recipe.label, pair.teacher, student, seed, epoch, run, skipped, chosen, precision)
+            Cell(
+                part=part,
+                row=row,
+                recipe=recipe.label,
+                teacher=pair.teacher,
+                student=student,
+                seed=seed,
+                epoch=epoch,
+                run=run,
+                skipped=skipped,
+                choice=chosen,
+                precision=precision,
+                dataset=self.site.nominal,
+            )
         )
 
     def _imported(self, pair: Pair, recipe: Entry) -> str:
@@ -317,14 +428,14 @@ class _StudyResolver:
             )
         generations = objective.instance.generations()
         if not generations:
-            return self._one_teacher(objective, pair.teacher, seed)
+            return self._one_teacher(objective, pair.teacher, seed, change=recipe.protocol)
         first, settings = objective.instance.first()
         ordinary = self._objective("recipe", Entry(name=first, settings=settings), pair, first)
         before = self._one_teacher(ordinary, pair.teacher, seed)
         for generation in range(1, generations + 1):
             settings = {**objective.part.settings, "generations": generation}
             made = replace(objective, part=objective.part.model_copy(update={"settings": settings}))
-            before = self._one_teacher(made, pair.teacher, seed, before, generation)
+            before = self._one_teacher(made, pair.teacher, seed, before, generation, change=recipe.protocol)
         return before
 
     def _one_teacher(
@@ -336,10 +447,11 @@ class _StudyResolver:
         generation: int = 0,
         choice: Choice | None = None,
         start: Start | None = None,
+        change: Mapping[str, Any] = NONE,
     ) -> str:
         """A teacher's run, after the teacher (or the checkpoint of it) that it learns from itself, if any."""
         ref = TeacherRef(run=self.runs[before].run.id, choice=choice) if before else None
-        spec = self._spec(model, seed, recipe=objective.part, teacher=ref, start=start)
+        spec = self._spec(model, seed, recipe=objective.part, teacher=ref, start=start, change=change)
         name = objective.part.name
         nth = f"_g{generation}" if generation else ""
         label = f"teacher_{self.dataset.name}_{model}_{name}{nth}_s{seed}"
@@ -364,7 +476,7 @@ class _StudyResolver:
             ref = self._reference(objective, teacher, epoch, choice)
             part = self._part(objective, pair, teacher, ref, recipe_name)
             ref = ref.model_copy(update={"part": self.runs[part].run.id}) if part else ref
-        spec = self._spec(pair.student, seed, method=objective.part, teacher=ref)
+        spec = self._spec(pair.student, seed, method=objective.part, teacher=ref, change=method.protocol)
         label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
         if teacher:
             at = _at(epoch, choice)
@@ -454,7 +566,7 @@ class _StudyResolver:
         run = Run(
             spec=spec,
             label=label,
-            protocol=getattr(self.study.protocol, "student" if spec.method else "teacher"),
+            protocol=getattr(self.site.names, "student" if spec.method else "teacher"),
             scale=self.scale_name,
             sources=objective.sources,
             pair=pair,
@@ -475,11 +587,12 @@ class _StudyResolver:
         method: Part | None = None,
         teacher: TeacherRef | None = None,
         start: Start | None = None,
+        change: Mapping[str, Any] = NONE,
     ) -> RunSpec:
         return RunSpec(
             data=self.data,
             model=Part(name=model, revision=self.models[model].revision),
-            protocol=self._protocol(model, "teacher" if recipe else "student"),
+            protocol=self._changed(self._protocol(model, "teacher" if recipe else "student"), change),
             recipe=recipe,
             method=method,
             teacher=teacher,
@@ -494,7 +607,9 @@ class _StudyResolver:
         layers = (
             (published.settings if published else {}, f"published: {published.source}" if published else ""),
             (self.study.settings.get(entry.name, {}), f"study {self.name}"),
+            (pair.settings.get(entry.name, {}), f"study {self.name}, this pair"),
             (entry.settings, f"study {self.name}"),
+            (self.scale.settings.get(entry.name, {}), f"scale {self.scale_name}"),
             (self.config.settings.get(entry.name, {}), "command line"),
         )
         values: dict[str, Any] = {}
@@ -519,7 +634,7 @@ class _StudyResolver:
         self, kind: str, config: type[Settings], settings: dict[str, Any], sources: dict[str, str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Settings that count epochs, shortened as the study's scale shortens the protocol."""
-        full = self.protocols["teacher" if kind == "recipe" else "student"].settings.epochs
+        full = self.site.protocols["teacher" if kind == "recipe" else "student"].settings.epochs
         reduced = self.scale.epochs or full
         if reduced == full:
             return settings, sources
@@ -544,15 +659,16 @@ class _StudyResolver:
         reason: str | None = objective.skip(student, teacher)
         return reason
 
-    def _check_sides(self) -> None:
+    def _check_sides(self, site: _Site, models: Iterable[str], key: str) -> None:
         """Refuse networks that take images of another size only."""
-        side = self.dataset.shape[1]
-        for name, spec in self.models.items():
+        side = site.dataset.shape[1]
+        for name in models:
+            spec = self.models[name]
             if spec.fixed and spec.side != side:
                 raise ConfigError(
                     f"{name} takes images of {spec.side} pixels only; "
-                    f"those of {self.dataset.name} have {side}",
-                    where=f"{self.where}, key 'pairs'",
+                    f"those of {site.dataset.name} have {side}",
+                    where=f"{self.where}, key '{key}'",
                 )
 
     def _read_protocol(self, name: str) -> ProtocolFile:
@@ -565,11 +681,23 @@ class _StudyResolver:
 
     def _protocol(self, model: str, kind: str) -> Protocol:
         spec: ModelSpec = self.models[model]
-        return self.protocols[kind].at(self.scale, spec.light)
+        return self.site.protocols[kind].at(self.scale, spec.light)
+
+    def _changed(self, protocol: Protocol, change: Mapping[str, Any]) -> Protocol:
+        """A protocol with what an entry changes of it."""
+        fixed = sorted(change.keys() & {"epochs", "milestones"})
+        where = f"{self.where}, key 'protocol' of an entry"
+        if fixed:
+            raise ConfigError(
+                f"an entry cannot change '{fixed[0]}', which the study's scale decides",
+                where=where,
+                fix="name another protocol, or make another study",
+            )
+        return parse(Protocol, {**protocol.model_dump(mode="json"), **change}, where) if change else protocol
 
     def _epochs(self, teacher: str) -> TeacherEpochs:
         """The epochs of a teacher that the study is after."""
-        full, here = self.protocols["teacher"].settings, self._protocol(teacher, "teacher")
+        full, here = self.site.protocols["teacher"].settings, self._protocol(teacher, "teacher")
         return TeacherEpochs(self.study, full, here, self.precision, self.where)
 
     def _scale(self) -> tuple[str, Scale]:
@@ -579,19 +707,26 @@ class _StudyResolver:
             raise UnknownNameError.of("scale", name, known, where=f"{self.where}, key 'scale'")
         return name, known[name]
 
-    def _data(self) -> DataSpec:
-        sizes = self.dataset.sizes
+    def _data(self, dataset: DatasetSpec) -> DataSpec:
+        sizes = dataset.sizes
 
         def limit(asked: int | None, split: str) -> int | None:
             return asked if asked is not None and asked < sizes.get(split, asked + 1) else None
 
         return DataSpec(
-            dataset=self.dataset.name,
-            revision=self.dataset.revision,
+            dataset=dataset.name,
+            revision=dataset.revision,
             split=self.study.split,
             train_samples=limit(self.scale.train_samples, "train"),
             test_samples=limit(self.scale.test_samples, "test"),
         )
+
+
+def _not_asked(method: Entry, recipe: Entry) -> str | None:
+    """Why the study does not distil a recipe's teachers with a method, or None."""
+    if not method.recipes or recipe.label in method.recipes:
+        return None
+    return f"{method.label} is asked for with {', '.join(method.recipes)} teachers only"
 
 
 def _at(epoch: int | None, choice: Choice | None) -> str:

@@ -12,13 +12,6 @@ Seed = Annotated[int, Field(ge=0)]
 Epoch = Annotated[int, Field(ge=1)]
 
 
-class Pair(Frozen):
-    """A teacher network and a student network, by name."""
-
-    teacher: str = Field(description="name of the teacher's network")
-    student: str = Field(description="name of the student's network")
-
-
 def _or_bare_name(schema: dict[str, Any]) -> None:
     """Let the JSON schema allow what the class allows: a name alone."""
     full = dict(schema)
@@ -51,6 +44,18 @@ class Protocols(Frozen):
         return f"{self.teacher} (teachers), {self.student} (students)"
 
 
+class Pair(Frozen):
+    """A teacher network and a student network, by name, and what holds for this pair alone."""
+
+    teacher: str = Field(description="name of the teacher's network")
+    student: str = Field(description="name of the student's network")
+    dataset: str = Field("", description="data set of this pair; default: the study's")
+    protocol: Protocols | None = Field(None, description="protocols of this pair; default: the study's")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by recipe or method name for this pair; an entry's own win over them"
+    )
+
+
 class Entry(Frozen):
     """A recipe or method as one row or column; a bare name stands for `{name: NAME}`."""
 
@@ -59,6 +64,12 @@ class Entry(Frozen):
     name: str = Field(description="registered name of the recipe or method")
     label: str = Field("", description="how the table calls it; default: its name")
     settings: dict[str, Any] = Field({}, description="settings of this entry alone")
+    protocol: dict[str, Any] = Field(
+        {}, description="settings of the protocol that differ for this entry; the epochs cannot"
+    )
+    recipes: tuple[str, ...] = Field(
+        (), description="of a method: labels of the recipes whose teachers it is distilled from; default: all"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -193,6 +204,49 @@ class Chain(Frozen):
         return self.models[min(step, len(self.models)) - 1]
 
 
+class Cells(Frozen):
+    """Cells of a study's tables, by what they are about; what is left out may be anything."""
+
+    row: str = Field("", description="label of a method, teacher, or step of a chain")
+    recipe: str = Field("", description="label of a recipe, or weight of the labels of a chain: α = 0.3")
+    teacher: str = Field("", description="network of the teacher")
+    student: str = Field("", description="network of the student")
+    dataset: str = Field("", description="data set of the pair")
+    epoch: int | Literal["last"] | None = Field(
+        None, description="on a checkpoint-sampling curve: the teacher's epoch, in full-scale epochs"
+    )
+
+
+class Claim(Frozen):
+    """A statement of a paper that the tables decide: it holds, it fails, or they cannot tell."""
+
+    says: str = Field(description="the statement, in a sentence of our own")
+    source: str = Field(description="where the paper makes it: Table 1, Sec. 5.2")
+    metric: str = Field("", description="which of the study's measures; default: the first")
+    kind: Literal["above", "below", "near", "rising", "falling", "best", "collapses"] = Field(
+        description="above or below: `cells` against `than`, seed by seed in every column; near: `cells` "
+        "within `tolerance` of the printed numbers; rising or falling: `cells` along `order`; best: which "
+        "label of `order` is best lies in `among`; collapses: the runs of `cells` diverge"
+    )
+    cells: Cells = Field(description="what it is about")
+    than: Cells | None = Field(None, description="above and below: what it is compared with")
+    margin: float = Field(0.0, ge=0, description="above and below: by at least so much")
+    tolerance: float = Field(1.0, ge=0, description="near: in the measure's unit")
+    order: tuple[str, ...] = Field((), description="rising, falling, best: labels in order")
+    along: Literal["row", "recipe", "epoch"] = Field("row", description="what the labels of `order` name")
+    among: tuple[str, ...] = Field((), description="best: the labels that the paper names")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Claim:
+        needs = {"above": "than", "below": "than", "rising": "order", "falling": "order", "best": "among"}
+        key = needs.get(self.kind)
+        if key and not getattr(self, key):
+            raise ValueError(f"a claim of kind '{self.kind}' needs '{key}'")
+        if self.kind in ("rising", "falling", "best") and len(self.order) < 2:
+            raise ValueError(f"a claim of kind '{self.kind}' needs at least two labels in 'order'")
+        return self
+
+
 class Scale(Frozen):
     """A named reduction that any study can be run at."""
 
@@ -200,14 +254,32 @@ class Scale(Frozen):
     train_samples: int | None = Field(None, ge=1, description="stratified subset of the training set")
     test_samples: int | None = Field(None, ge=1, description="stratified subset of the test set")
     seeds: int | None = Field(None, ge=1, description="only the first so many seeds")
+    dataset: str = Field("", description="run on this data set instead of those that the study names")
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by recipe, method or bench name; they win over the entries' own"
+    )
 
 
 class Study(Frozen):
     """A grid of runs and how it is shown."""
 
+    extends: str = Field("", description="name of another study: its keys hold where this file has none")
     title: str = Field(description="one line, shown above the table")
     paper: str = Field("", description="short name of the paper it reproduces, if any")
     about: str = Field("", description="what the study asks, in a sentence or two")
+    printed: str = Field(
+        "", description="name of the file in config/reference that holds the printed numbers"
+    )
+    assumptions: tuple[str, ...] = Field(
+        (), description="what the paper leaves open and this study had to decide; shown under the tables"
+    )
+    claims: tuple[Claim, ...] = Field((), description="statements of the paper that the tables decide")
+    baseline: str = Field(
+        "", description="label of the method that all others are compared with, seed by seed"
+    )
+    bootstrap: int = Field(
+        0, ge=0, description="resamples of the test images for intervals beside those over seeds; 0 is none"
+    )
     dataset: str = Field("", description="name of the data set; only a study of benches can do without")
     otherwise: Otherwise | None = Field(
         None, description="data set that stands in where the files of `dataset` are absent"
@@ -269,7 +341,8 @@ class Study(Frozen):
                 "the study asks for nothing: give pairs, recipes and methods, or chains, or benches"
             )
         trained = [key for key in ("pairs", "chains") if getattr(self, key)]
-        if trained and not (self.dataset and self.protocol.teacher):
+        alone = [p for p in self.pairs if not (p.dataset and p.protocol)] or self.chains
+        if trained and alone and not (self.dataset and self.protocol.teacher):
             what = "protocol" if self.dataset else "dataset"
             raise ValueError(f"the key '{what}' is missing: networks in '{trained[0]}' cannot train without")
         if self.plots and not self.benches:
@@ -292,9 +365,26 @@ class Study(Frozen):
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ValueError(f"{key}: '{twice[0]}' is listed twice; give each entry its own label")
-        if len(set(self.pairs)) != len(self.pairs):
+        places = [(p.dataset or self.dataset, p.teacher, p.student) for p in self.pairs]
+        if len(set(places)) != len(places):
             raise ValueError("pairs: a pair is listed twice")
+        methods, recipes = {e.label for e in self.methods}, {e.label for e in self.recipes}
         for curve in self.curves:
-            if curve.method not in {e.label for e in self.methods}:
+            if curve.method not in methods:
                 raise ValueError(f"curves: method '{curve.method}' is not among the study's methods")
+        if self.baseline and self.baseline not in methods:
+            raise ValueError(f"baseline: '{self.baseline}' is not among the study's methods")
+        for entry in self.methods:
+            strange = [label for label in entry.recipes if label not in recipes]
+            if strange:
+                raise ValueError(f"methods: '{entry.label}' is for recipe '{strange[0]}', which is not there")
+        if any(entry.recipes for entry in self.recipes):
+            raise ValueError("recipes: 'recipes' is a key of methods")
         return self
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that it names, each once."""
+        named = (*(pair.dataset or self.dataset for pair in self.pairs), self.dataset)
+        used = named[:-1] if self.pairs and not (self.chains or self.benches) else named
+        return tuple(dict.fromkeys(name for name in used if name))

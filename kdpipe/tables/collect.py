@@ -24,7 +24,7 @@ class Measurement:
 
     Attributes:
         study: name of the study.
-        part, row, recipe, teacher, student, seed, run: as in `Cell`.
+        part, row, recipe, teacher, student, seed, run, dataset: as in `Cell`.
         epoch: the teacher's epoch on a checkpoint-sampling curve (also the last); None in the table, of a
             chain's step, and where a rule picks it.
         rule: the rule that picks the teacher's epoch.
@@ -55,6 +55,7 @@ class Measurement:
     value: float | None
     rule: str | None = None
     chosen: int | None = None
+    dataset: str = ""
 
 
 def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measurement]:
@@ -77,7 +78,7 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
         return read_metrics(RunPaths(results.root / place))
 
     last = {
-        (c.recipe, c.teacher): plan.runs[c.run].run.spec.protocol.epochs
+        (c.dataset, c.recipe, c.teacher): plan.runs[c.run].run.spec.protocol.epochs
         for c in study.cells
         if c.row == TEACHER and c.run
     }
@@ -106,6 +107,7 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
                     reason=cell.skipped,
                     metric=metric,
                     value=value,
+                    dataset=cell.dataset,
                 )
             )
     return found
@@ -153,10 +155,10 @@ def read_provenance(results: Results, run: str) -> dict[str, Any] | None:
     return record
 
 
-def _epoch(cell: Cell, last: Mapping[tuple[str | None, str | None], int]) -> int | None:
+def _epoch(cell: Cell, last: Mapping[tuple[str, str | None, str | None], int]) -> int | None:
     if cell.part in ("table", "chain") or cell.rule:
         return None
-    return cell.epoch or last[cell.recipe, cell.teacher]
+    return cell.epoch or last[cell.dataset, cell.recipe, cell.teacher]
 
 
 def _chosen(cell: Cell, known: dict[str, Any] | None) -> int | None:

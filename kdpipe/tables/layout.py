@@ -15,7 +15,7 @@ from kdpipe.core.plot import Verdict
 from kdpipe.plan.chains import alpha_label
 from kdpipe.plan.load import study_digest
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
-from kdpipe.plan.study import Chain, Curve, Pair
+from kdpipe.plan.study import Chain, Curve, Pair, Study
 from kdpipe.tables.collect import Measurement, collect, read_provenance
 from kdpipe.tables.statistics import Mark, Summary, rank, summarise
 
@@ -35,6 +35,7 @@ class Place:
     student: str
     epoch: int | None = None
     rule: str | None = None
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,9 +246,20 @@ def entry_text(summary: Summary, decimals: int) -> str:
     return f"{number(summary.mean, decimals)}{spread} ({inside})"
 
 
-def pair_title(teacher: str | None, student: str | None) -> str:
-    """`teacher → student`, or the only one there is."""
-    return " → ".join(filter(None, [teacher, student]))
+def pair_title(teacher: str | None, student: str | None, dataset: str = "") -> str:
+    """`teacher → student`, or the only one there is; after the data set where a study has several."""
+    networks = " → ".join(filter(None, [teacher, student]))
+    return f"{dataset}: {networks}" if dataset else networks
+
+
+def heading(study: Study, pair: Pair) -> str:
+    """A pair's heading in the tables of a study."""
+    return pair_title(pair.teacher, pair.student, site(study, pair) if len(study.datasets) > 1 else "")
+
+
+def site(study: Study, pair: Pair) -> str:
+    """The data set of a pair, as cells name it."""
+    return pair.dataset or study.dataset
 
 
 def block_title(name: str) -> str:
@@ -258,15 +270,16 @@ def block_title(name: str) -> str:
     return f"{shown.title} ({inside})" if inside else shown.title
 
 
-_Key = tuple[str, str, str | None, str | None, str | None, int | str | None, str]
-"""Part, row, recipe, teacher, student, the teacher's epoch (or the rule that picks it), measure."""
+_Key = tuple[str, str, str | None, str | None, str | None, int | str | None, str, str]
+"""Part, row, recipe, teacher, student, the teacher's epoch (or the rule that picks it), data set, measure."""
 
 
 def _summaries(measurements: Iterable[Measurement]) -> dict[_Key, Summary]:
     seeds: dict[_Key, list[Measurement]] = {}
     for m in measurements:
         at = m.rule or m.epoch
-        seeds.setdefault((m.part, m.row, m.recipe, m.teacher, m.student, at, m.metric), []).append(m)
+        key = (m.part, m.row, m.recipe, m.teacher, m.student, at, m.dataset, m.metric)
+        seeds.setdefault(key, []).append(m)
     return {key: summarise(group) for key, group in seeds.items()}
 
 
@@ -274,9 +287,9 @@ def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
     """The entry of a place, by its own key, else as a teacher's number, else as that of a student alone."""
     p, at = place, place.rule or place.epoch
     keys: list[_Key] = [
-        (p.part, p.row, p.recipe, p.teacher, p.student, at, metric),
-        (p.part, p.row, p.recipe, p.teacher, None, at, metric),
-        (p.part, p.row, None, None, p.student, at, metric),
+        (p.part, p.row, p.recipe, p.teacher, p.student, at, p.dataset, metric),
+        (p.part, p.row, p.recipe, p.teacher, None, at, p.dataset, metric),
+        (p.part, p.row, None, None, p.student, at, p.dataset, metric),
     ]
     found = next((known[key] for key in keys if key in known), None)
     summary = found or Summary(None, None, 0, 0, reason="not part of the study")
@@ -290,7 +303,14 @@ def _table(study: PlannedStudy, metric: str, known: Mapping[_Key, Summary]) -> B
         Line(
             row,
             kind,
-            tuple(_entry(known, Place("table", row, r, p.teacher, p.student), metric) for p, r in heads),
+            tuple(
+                _entry(
+                    known,
+                    Place("table", row, r, p.teacher, p.student, dataset=site(study.study, p)),
+                    metric,
+                )
+                for p, r in heads
+            ),
         )
         for row, kind in _rows(study)
     ]
@@ -298,7 +318,7 @@ def _table(study: PlannedStudy, metric: str, known: Mapping[_Key, Summary]) -> B
         title=block_title(metric),
         corner="method",
         metric=metric,
-        columns=tuple(Column(pair_title(p.teacher, p.student), r) for p, r in heads),
+        columns=tuple(Column(heading(study.study, p), r) for p, r in heads),
         lines=tuple(_marked(lines, metric)),
     )
 
@@ -349,19 +369,24 @@ def _curve(
 ) -> Block:
     method = curve.method
     heads = [(recipe.label, row) for recipe in study.study.recipes for row in (TEACHER, method)]
-    points = [(epoch, None) for epoch in curve_epochs(known, pair, method)]
+    own = site(study.study, pair)
+    points = [(epoch, None) for epoch in curve_epochs(known, pair, method, own)]
     lines = [
         Line(
             rule or str(epoch),
             "epoch",
             tuple(
-                _entry(known, Place("curve", row, recipe, pair.teacher, pair.student, epoch, rule), metric)
+                _entry(
+                    known,
+                    Place("curve", row, recipe, pair.teacher, pair.student, epoch, rule, own),
+                    metric,
+                )
                 for recipe, row in heads
             ),
         )
         for epoch, rule in [*points, *((None, rule) for rule in curve.rules)]
     ]
-    about = f"{method} from sampled checkpoints, {pair_title(pair.teacher, pair.student)}"
+    about = f"{method} from sampled checkpoints, {heading(study.study, pair)}"
     return Block(
         title=f"{block_title(metric)}: {about}",
         corner="teacher epoch",
@@ -375,13 +400,16 @@ def _kept(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
     """One table of the teachers' own numbers at the epochs that the study keeps, if it keeps any."""
     metric = study.study.metrics[0]
     epochs = sorted({key[5] for key in known if key[0] == "kept" and isinstance(key[5], int)})
-    teachers = dict.fromkeys(pair.teacher for pair in study.study.pairs)
-    heads = [(teacher, recipe.label) for teacher in teachers for recipe in study.study.recipes]
+    teachers = dict.fromkeys((site(study.study, pair), pair.teacher) for pair in study.study.pairs)
+    heads = [(*teacher, recipe.label) for teacher in teachers for recipe in study.study.recipes]
+    several = len(study.study.datasets) > 1
     lines = [
         Line(
             str(epoch),
             "epoch",
-            tuple(_entry(known, Place("kept", TEACHER, r, t, "", epoch), metric) for t, r in heads),
+            tuple(
+                _entry(known, Place("kept", TEACHER, r, t, "", epoch, dataset=d), metric) for d, t, r in heads
+            ),
         )
         for epoch in epochs
     ]
@@ -390,7 +418,7 @@ def _kept(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
             title=f"{block_title(metric)}: teachers at kept epochs",
             corner="teacher epoch",
             metric=metric,
-            columns=tuple(Column(teacher, recipe) for teacher, recipe in heads),
+            columns=tuple(Column(pair_title(t, None, d if several else ""), r) for d, t, r in heads),
             lines=tuple(lines),
         )
     ] * bool(epochs)
@@ -408,7 +436,10 @@ def _chains(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
                 Line(
                     str(step),
                     "step",
-                    tuple(_entry(known, _chain_place(chain, step, alpha), metric) for alpha in chain.alphas),
+                    tuple(
+                        _entry(known, _chain_place(study, chain, step, alpha), metric)
+                        for alpha in chain.alphas
+                    ),
                 )
                 for step in range(1, chain.steps + 1)
             ),
@@ -418,20 +449,20 @@ def _chains(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
     ]
 
 
-def _chain_place(chain: Chain, step: int, alpha: float) -> Place:
+def _chain_place(study: PlannedStudy, chain: Chain, step: int, alpha: float) -> Place:
     rule = None if chain.pass_on == "last" else chain.pass_on
-    return Place("chain", str(step), alpha_label(alpha), chain.label, "", None, rule)
+    return Place("chain", str(step), alpha_label(alpha), chain.label, "", None, rule, study.study.dataset)
 
 
-def curve_epochs(known: Iterable[_Key], pair: Pair, method: str) -> list[int]:
+def curve_epochs(known: Iterable[_Key], pair: Pair, method: str, dataset: str) -> list[int]:
     """The teacher's epochs on a curve, ascending."""
     return sorted(
         {
             epoch
-            for part, row, _, teacher, student, epoch, _ in known
+            for part, row, _, teacher, student, epoch, own, _ in known
             if part == "curve"
             and isinstance(epoch, int)
-            and (row, teacher, student) == (method, pair.teacher, pair.student)
+            and (row, teacher, student, own) == (method, pair.teacher, pair.student, dataset)
         }
     )
 
