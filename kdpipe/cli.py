@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdpipe.core.specs import BenchRun, Precision, Run
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
-    from kdpipe.engine.train import Stop
+    from kdpipe.engine.stop import Stop
     from kdpipe.plan.config import Config
     from kdpipe.plan.plan import Plan
 
@@ -341,9 +341,8 @@ def bench(
     from kdpipe.engine.prepare import load
 
     planned, paths = BenchRun.model_validate_json(run), RunPaths(out)
-    _machine("cpu", threads)  # NumPy's libraries read OMP_NUM_THREADS, which Snakemake sets
     _write_spec(planned, paths)
-    run_bench(planned, paths, load(data) if data else None, _stop_on_signal())
+    run_bench(planned, paths, load(data) if data else None, threads, _stop_on_signal())
 
 
 @app.command()
@@ -568,7 +567,7 @@ def _machine(device: str, threads: int) -> Any:
 
 
 def _stop_on_signal() -> Stop:
-    from kdpipe.engine.train import Stop
+    from kdpipe.engine.stop import Stop
 
     stop = Stop()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from kdpipe.api import Arrays, Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError
@@ -685,7 +685,7 @@ def _decide(margins: Floats) -> Literal["holds", "fails", "undecided"]:
     if count < MIN_SEEDS:
         return "undecided"
     mean = float(margins.mean())
-    reach = float(student_t.ppf(0.975, count - 1) * margins.std(ddof=1) / math.sqrt(count))
+    reach = float(stdtrit(count - 1, 0.975) * margins.std(ddof=1) / math.sqrt(count))
     for sign in (1, -1):
         if sign * mean > max(reach, math.log1p(TIE)) and np.mean(sign * margins > 0) >= AGREE:
             return "holds" if sign > 0 else "fails"

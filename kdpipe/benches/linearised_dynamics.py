@@ -10,7 +10,6 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from kdpipe.api import Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError
@@ -458,7 +457,7 @@ class LinearisedDynamics(Bench):
         for run in runs:
             table = run.tables["overlap"].query("labelling > 0")
             varied = table["slow"].nunique() > 1 and table["tenth"].nunique() > 1
-            ranks.append(float(stats.spearmanr(table["slow"], table["tenth"])[0]) if varied else 0.0)
+            ranks.append(float(table["slow"].corr(table["tenth"], "spearman")) if varied else 0.0)
         middle, low, high = interval(ranks)
         return Verdict(
             "a small overlap with slow poles speeds up training",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from kdpipe.api import Arrays, Bench, ImageFiles, Images, Split
 from kdpipe.core import registry
@@ -23,11 +23,16 @@ from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import BenchRun
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.provenance import provenance
-from kdpipe.engine.train import Stop
+from kdpipe.engine.stop import Stop
 
 
 def run_bench(
-    run: BenchRun, paths: RunPaths, prepared: Prepared | None, stop: Stop, out: TextIO = sys.stderr
+    run: BenchRun,
+    paths: RunPaths,
+    prepared: Prepared | None,
+    threads: int,
+    stop: Stop,
+    out: TextIO = sys.stderr,
 ) -> None:
     """Run a bench, from the parts that a killed run left if there are any, and write its tables.
 
@@ -35,6 +40,7 @@ def run_bench(
         run: what to run.
         paths: where its files go: `tables/<name>.csv`, then `provenance.json`, and `status.json` last.
         prepared: the data set, for a bench that needs images.
+        threads: processor threads of NumPy's libraries.
         stop: asks for a clean stop.
         out: where it says how far it is.
 
@@ -45,11 +51,12 @@ def run_bench(
     bench: Bench = kind(kind.Config(**run.spec.bench.settings))
     desk = DeskOnDisk(paths.state, fingerprint(code_of(run)), run.name, stop, out)
     started = time.time()
-    tables = bench.run(run.spec.seed, None if prepared is None else images(prepared), desk)
+    with threadpool_limits(threads):
+        tables = bench.run(run.spec.seed, None if prepared is None else images(prepared), desk)
     for name, table in tables.items():
         with atomic(paths.table(name)) as file:
             table.to_csv(file, index=False, lineterminator="\n")
-    record = provenance(run, torch.device("cpu"))
+    record = provenance(run, threads=threads)
     record |= {"started": started, "finished": time.time(), "seconds": desk.seconds + time.time() - started}
     record["data"] = prepared.checksums if prepared else {}
     record["outputs"] = {name: sha256(paths.table(name)) for name in tables}
@@ -91,6 +98,7 @@ class DeskOnDisk:
         folder: where.
         code: hash of the code at hand; parts that other code made are thrown away.
         name: of the run, for its lines.
+        threads: processor threads of NumPy's libraries.
         stop: asks for a clean stop.
         out: where lines go.
     """

@@ -23,7 +23,6 @@ from kdpipe.api import DatasetSpec, ImageFiles, Split
 from kdpipe.core.errors import ConfigError, DataError, KdpipeError
 from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.specs import DataSpec
-from kdpipe.engine.ondisk import sample_of
 
 REFERENCE = "test_reference.npy"  # in the source folder: what people say of the test images, say
 SPLITS = ("train", "test")
@@ -267,6 +266,14 @@ def pixel_hash(images: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+def _sampled(images: ImageFiles) -> Iterator[NDArray[np.uint8]]:
+    from kdpipe.engine.ondisk import (
+        sample_of,  # imports torch, which what reads prepared arrays can do without
+    )
+
+    return sample_of(images, SAMPLE)
+
+
 def channel_statistics(
     images: NDArray[np.uint8] | ImageFiles,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -277,7 +284,7 @@ def channel_statistics(
     """
     levels = np.arange(256)
     counts: dict[int, Any] = {}
-    for chunk in sample_of(images, SAMPLE) if isinstance(images, ImageFiles) else _chunks(images):
+    for chunk in _sampled(images) if isinstance(images, ImageFiles) else _chunks(images):
         for channel in range(chunk.shape[-1]):
             found = np.bincount(chunk[..., channel].ravel(), minlength=256)
             counts[channel] = counts.get(channel, 0) + found

@@ -6,28 +6,35 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kdpipe import __version__
 from kdpipe.core.fingerprint import ROOT, code_of, fingerprint
 from kdpipe.core.specs import BenchRun, Run
 
+if TYPE_CHECKING:
+    import torch
 
-def provenance(run: Run | BenchRun, device: torch.device) -> dict[str, Any]:
-    """What is known before training: versions, code, hardware, job."""
+
+def provenance(run: Run | BenchRun, device: torch.device | None = None, threads: int = 0) -> dict[str, Any]:
+    """What is known before a run: versions, code, hardware, job.
+
+    Args:
+        run: the run.
+        device: where it trains; None for a bench, which does without torch.
+        threads: processor threads of a bench; those of torch are asked of torch.
+    """
     return {
         "run": run.id,
         "kdpipe": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **_torch(device, threads),
         "numpy": np.__version__,
         "code": fingerprint(code_of(run)),
         "git": _git(),
         "device": _device_name(device),
-        "threads": torch.get_num_threads(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -48,8 +55,18 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
+def _torch(device: torch.device | None, threads: int) -> dict[str, Any]:
+    if device is None:
+        return {"threads": threads}
+    import torch
+
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _device_name(device: torch.device | None) -> str:
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

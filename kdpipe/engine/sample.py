@@ -16,7 +16,8 @@ from kdpipe.core.specs import Precision, Run, point
 from kdpipe.engine.observe import Observer
 from kdpipe.engine.predict import save_predictions
 from kdpipe.engine.prepare import Prepared
-from kdpipe.engine.train import Stop, Trainer
+from kdpipe.engine.stop import Stop
+from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import load_weights, read_weights, save_weights
 
 

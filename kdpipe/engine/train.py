@@ -41,6 +41,7 @@ from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.profile import Profile
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
+from kdpipe.engine.stop import Stop
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import load_weights, save_weights, start_from
@@ -49,13 +50,6 @@ from kdpipe.nn.gradients import compared
 from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
 
 GAP_SAMPLES = 1000  # training images on which the distance to each anchor is measured
-
-
-@dataclass
-class Stop:
-    """Set by a signal handler; the loop saves its state and raises `Interrupted` after the step at hand."""
-
-    requested: bool = False
 
 
 @dataclass

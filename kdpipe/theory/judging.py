@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     middle = float(np.mean(values))
     if len(values) < 2:
         return middle, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return middle, middle - half, middle + half
 
 

@@ -14,7 +14,8 @@ from kdpipe.core.errors import Interrupted
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Choice, TeacherRef
 from kdpipe.engine.sample import sample
-from kdpipe.engine.train import Stop, Trainer
+from kdpipe.engine.stop import Stop
+from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import load_weights, read_weights, save_weights
 from kdpipe.evaluation.choose import choose
 from kdpipe.evaluation.evaluate import evaluate

@@ -13,8 +13,9 @@ from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import TeacherRef
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import select
+from kdpipe.engine.stop import Stop
 from kdpipe.engine.teacher import Teacher
-from kdpipe.engine.train import Stop, Trainer
+from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights
 from kdpipe.nn.folds import folds
 from kdpipe.nn.mixing import four_rotations

@@ -14,7 +14,8 @@ from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, Interrupted
 from kdpipe.core.paths import RunPaths
 from kdpipe.engine.sample import sample
-from kdpipe.engine.train import Stop, Trainer
+from kdpipe.engine.stop import Stop
+from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights
 from tests.engine.tiny import history, make_run
 

@@ -18,7 +18,7 @@ from kdpipe.core.paths import Results
 from kdpipe.core.specs import BenchRun, BenchSpec, Part
 from kdpipe.engine.bench import DeskOnDisk, images, run_bench
 from kdpipe.engine.prepare import Prepared
-from kdpipe.engine.train import Stop
+from kdpipe.engine.stop import Stop
 from kdpipe.plan.overview import overview
 from kdpipe.plan.plan import Plan
 from kdpipe.plan.resolve import resolve
@@ -174,7 +174,7 @@ def drawn(config):
     for name, bench in plan.benches.items():
         paths = results.run(name)
         write_json(paths.spec, {**bench.run.model_dump(mode="json"), "id": bench.run.id})
-        run_bench(bench.run, paths, None, Stop(), io.StringIO())
+        run_bench(bench.run, paths, None, 1, Stop(), io.StringIO())
     for plot in plan.studies["a"].plots:
         draw_figure(plot, plan.studies["a"], plan, results)
     return plan, results
