@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, cast
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdpipe.api import Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError
-from kdpipe.theory.judging import Judgement, given, interval, rows_at, side, together
+from kdpipe.theory.judging import Judgement, given, interval, rows_at, side, together, variants
 from kdpipe.theory.linearised import (
     System,
     chained,
@@ -288,7 +288,10 @@ class DistillationError(Bench):
             "error": DistillationError._draw_error,
             "two_stage": DistillationError._draw_stages,
         }
-        drawn = [panels[name](bench, label, runs) for bench, label, runs in _variants(found)]
+        drawn = [
+            panels[name](cast(DistillationError, runs[0].bench), label, runs)
+            for label, runs in variants(found)
+        ]
         return Plot(
             name,
             self.plots[name],
@@ -363,7 +366,9 @@ class DistillationError(Bench):
             "two_stage": (kind._better, kind._product),
         }
         return [
-            judge(bench, label, runs) for bench, label, runs in _variants(found) for judge in judges[name]
+            judge(cast(DistillationError, runs[0].bench), label, runs)
+            for label, runs in variants(found)
+            for judge in judges[name]
         ]
 
     def _size(self, label: str, runs: Runs) -> Verdict:
@@ -506,16 +511,9 @@ class DistillationError(Bench):
         return two / one, {weight: chained(alpha, beta, weight) / one for weight in self.config.weights}
 
 
-def _variants(found: Sequence[Finding]) -> Iterator[tuple[DistillationError, str, Runs]]:
-    """Each variant's bench, label and findings, in the study's order."""
-    for label in dict.fromkeys(each.label for each in found):
-        runs = [each for each in found if each.label == label]
-        yield cast(DistillationError, runs[0].bench), label, runs
-
-
 def _assumed(found: Sequence[Finding]) -> str:
     """What holds for every panel."""
-    seeds = max(len(runs) for _, _, runs in _variants(found))
+    seeds = max(len(runs) for _, runs in variants(found))
     bands = "; bands from least to greatest" if seeds > 1 else ""
     return (
         f"{seeds} seed(s){bands}; {given(found, 'draws')} choices each, {given(found, 'trained')} of "

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from kdpipe.api import Arrays, Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError, UnknownNameError
+from kdpipe.theory.judging import variants
 from kdpipe.theory.kernel_ridge import Kernel, SelfDistillation, Spectrum
 
 if TYPE_CHECKING:
@@ -357,9 +358,7 @@ class _Variant:
 
 
 def _variants(found: Sequence[Finding]) -> list[_Variant]:
-    labels = dict.fromkeys(each.label for each in found)
-    by_seed = sorted(found, key=lambda each: each.seed)
-    return [_Variant(label, [each for each in by_seed if each.label == label]) for label in labels]
+    return [_Variant(label, runs) for label, runs in variants(found)]
 
 
 def _greatest(values: Array) -> NDArray[np.intp]:

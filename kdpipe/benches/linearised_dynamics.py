@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal, cast
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdpipe.api import Bench, Desk, Finding, Images, Line, Panel, Paper, Plot, Settings, Verdict, hp
 from kdpipe.core.errors import ConfigError, DataError
-from kdpipe.theory.judging import given, interval, rows_at, side, together
+from kdpipe.theory.judging import given, interval, rows_at, side, together, variants
 from kdpipe.theory.linearised import System, train, two_classes
 from kdpipe.theory.two_layer import ACTIVATIONS, Network
 
@@ -243,7 +243,10 @@ class LinearisedDynamics(Bench):
             "poles": LinearisedDynamics._draw_poles,
             "overlap": LinearisedDynamics._draw_overlap,
         }
-        drawn = [panels[name](bench, label, runs) for bench, label, runs in _variants(found)]
+        drawn = [
+            panels[name](cast(LinearisedDynamics, runs[0].bench), label, runs)
+            for label, runs in variants(found)
+        ]
         several = len(drawn[0])
         return Plot(
             name,
@@ -270,7 +273,7 @@ class LinearisedDynamics(Bench):
             panels.append(
                 Panel(
                     f"{label}, λ = {weight:g}",
-                    "time (learning rate x iterations)",
+                    "time (learning rate × iterations)",
                     "training loss (mean squared error)",
                     tuple(lines),
                     xscale="log",
@@ -361,7 +364,9 @@ class LinearisedDynamics(Bench):
             "overlap": (LinearisedDynamics._overlaps,),
         }
         return [
-            judge(bench, label, runs) for bench, label, runs in _variants(found) for judge in judges[name]
+            judge(cast(LinearisedDynamics, runs[0].bench), label, runs)
+            for label, runs in variants(found)
+            for judge in judges[name]
         ]
 
     def _falls(self, label: str, runs: Runs) -> Verdict:
@@ -479,16 +484,9 @@ def _slow(system: System) -> float:
     return float(np.linalg.norm(slow) / np.linalg.norm(parts.sum(1)))
 
 
-def _variants(found: Sequence[Finding]) -> Iterator[tuple[LinearisedDynamics, str, Runs]]:
-    """Each variant's bench, label and findings, in the study's order."""
-    for label in dict.fromkeys(each.label for each in found):
-        runs = [each for each in found if each.label == label]
-        yield cast(LinearisedDynamics, runs[0].bench), label, runs
-
-
 def _assumed(found: Sequence[Finding]) -> str:
     """What holds for every panel."""
-    seeds = max(len(runs) for _, _, runs in _variants(found))
+    seeds = max(len(runs) for _, runs in variants(found))
     bands = "; bands from least to greatest" if seeds > 1 else ""
     return (
         f"{seeds} seed(s){bands}. {given(found, 'images')} images, weights of spread "

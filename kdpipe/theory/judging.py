@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -33,6 +33,12 @@ def side(holds: bool, fails: bool) -> Judgement:
 def together(says: Sequence[Judgement]) -> Judgement:
     """Holds when every part does, fails when any part does."""
     return side(set(says) == {"holds"}, "fails" in says)
+
+
+def variants(found: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
+    """Each variant's label and findings by seed, in the study's order."""
+    for label in dict.fromkeys(each.label for each in found):
+        yield label, sorted((each for each in found if each.label == label), key=lambda each: each.seed)
 
 
 def rows_at(table: pd.DataFrame, **values: float) -> pd.DataFrame:
