@@ -114,6 +114,8 @@ class ProtocolFile(Frozen):
         change: dict[str, Any] = {}
         if light and self.light:
             change["lr"] = self.light.lr
+        if scale.precision:
+            change["precision"] = scale.precision
         if scale.epochs and scale.epochs != self.settings.epochs:
             change["epochs"] = scale.epochs
             change["milestones"] = tuple(

@@ -250,6 +250,26 @@ def test_divergence_is_a_result(prepared, teacher, tmp_path):
     assert json.loads(taught.status.read_text())["reason"] == "its teacher collapsed"
 
 
+def test_a_bound_on_the_gradient_bounds_every_step(prepared, teacher, tmp_path):
+    bound, rate = 1e-3, 0.5
+    plain = {"lr": rate, "momentum": 0.0, "weight_decay": 0.0, "milestones": (), "max_grad_norm": bound}
+    run = trainer("method", "kd", tmp_path, prepared, teacher, epochs=1, **plain)
+    lengths, step = [], run.step
+
+    def watched(batch, at):
+        before = [p.detach().clone() for p in run.trainable.all]
+        terms = step(batch, at)
+        moved = [(p.detach() - b).square().sum() for p, b in zip(run.trainable.all, before, strict=True)]
+        lengths.append(float(sum(moved)) ** 0.5)
+        return terms
+
+    run.step = watched
+    run.train()
+    assert lengths
+    assert max(lengths) == pytest.approx(rate * bound, rel=1e-2)  # these gradients are longer than the bound
+    assert max(lengths) <= rate * bound * 1.001
+
+
 def test_bf16_trains(prepared, teacher, tmp_path):
     trainer("method", "dhkd", tmp_path, prepared, teacher, precision="bfloat16").train()
     rows = history(RunPaths(tmp_path))
