@@ -21,7 +21,7 @@ TWO = {
             "teacher": "wrn_40_2",
             "student": "wrn_16_2",
             "dataset": "cifar10",
-            "settings": {"dkd": {"beta": 6}},
+            "settings": {"dkd": {"beta": 5}},
         },
     ],
     "recipes": ["standard"],
