@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from kdpipe.core.specs import Protocol
+
+
+class _Eager:
+    """An optimiser's own step without the breaks that `torch.compile` needs around it.
+
+    They import torch's compiler, which takes longer than everything else that a training starts with.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> Any:
+        return self._step()
+
+    _step: Any
+
+
+class SGD(_Eager, torch.optim.SGD):  # type: ignore[misc]
+    """`torch.optim.SGD`, run eagerly."""
+
+    _step = inspect.unwrap(torch.optim.SGD.step)
+
+
+class Adam(_Eager, torch.optim.Adam):  # type: ignore[misc]
+    """`torch.optim.Adam`, run eagerly."""
+
+    _step = inspect.unwrap(torch.optim.Adam.step)
+
+
+for _method in vars(torch.optim.Optimizer).values():
+    if inspect.isfunction(_method) and "_disable_dynamo" in _method.__code__.co_qualname:
+        _inner = inspect.unwrap(_method)
+        setattr(_inner, "__dynamo_disable", _inner)  # noqa: B010 (torch looks for this very name)
 
 
 def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -24,10 +57,8 @@ def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.o
         if group
     ]
     if protocol.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=protocol.lr, fused=True)
-    return torch.optim.SGD(
-        groups, lr=protocol.lr, momentum=protocol.momentum, nesterov=protocol.nesterov, fused=True
-    )
+        return Adam(groups, lr=protocol.lr, fused=True)
+    return SGD(groups, lr=protocol.lr, momentum=protocol.momentum, nesterov=protocol.nesterov, fused=True)
 
 
 def rate(protocol: Protocol, epoch: int) -> float:

@@ -1,5 +1,8 @@
 """Schedules as the protocols state them."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -58,3 +61,40 @@ def test_decay_on_weights_spares_vectors():
 
 def test_adam():
     assert isinstance(optimizer(protocol(optimizer="adam"), [nn.Parameter(torch.zeros(2))]), torch.optim.Adam)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("sgd", lambda w: torch.optim.SGD(w, lr=0.05, momentum=0.9, nesterov=True, fused=True)),
+        ("adam", lambda w: torch.optim.Adam(w, lr=0.05, fused=True)),
+    ],
+)
+def test_eager_steps_are_torchs_own_bit_for_bit(name, plain):
+    start = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    weights = [nn.Parameter(start.clone()) for _ in range(2)]
+    ours = optimizer(protocol(optimizer=name, momentum=0.9, nesterov=name == "sgd"), weights[:1])
+    for opt, weight in zip((ours, plain(weights[1:])), weights, strict=True):
+        for _ in range(5):
+            opt.zero_grad(set_to_none=True)
+            (weight.sin() * weight).sum().backward()
+            opt.step()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], start)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_step_does_not_load_the_compiler(name):
+    code = f"""
+import sys, torch
+from kdpipe.core.specs import Protocol
+from kdpipe.engine.optimise import optimizer
+weight = torch.nn.Parameter(torch.ones(2))
+opt = optimizer(Protocol(optimizer={name!r}, lr=0.1, epochs=1, batch_size=2), [weight])
+opt.zero_grad(set_to_none=True)
+weight.sum().backward()
+opt.step()
+opt.load_state_dict(opt.state_dict())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
