@@ -439,19 +439,24 @@ def table(
     plan_file: PlanFile = None,
     results: ResultsFolder = None,
     show: Annotated[bool, typer.Option("--show", help="only print the table")] = False,
+    form: Annotated[str, typer.Option("--format", help="only print it as csv, markdown, latex or html")] = "",
 ) -> None:
     """Render a study's tables from what is there.
 
-    Example: kdpipe table --show digits_demo
+    Example: kdpipe table --show digits_demo; kdpipe table --format latex digits_demo
     """
     from kdpipe.core.errors import UnknownNameError
-    from kdpipe.tables.render import render, terminal_table
+    from kdpipe.tables.layout import lay_out
+    from kdpipe.tables.render import as_text, render, terminal_table
 
     override = override if plan_file else [*override, f"study={study}"]
     resolved, root, _ = _planned(config, override, plan_file, results)
     if study not in resolved.studies:
         raise UnknownNameError.of("study", study, resolved.studies)
-    if show:
+    if form:
+        planned = resolved.studies[study]
+        print(as_text(form, planned, lay_out(planned, resolved, root)), end="")
+    elif show:
         terminal_table(resolved.studies[study], resolved, root)
     else:
         render(resolved.studies[study], resolved, root)

@@ -23,9 +23,6 @@ TEMPERATURES = (0.1, 10.0)
 def top_k(logits: Logits, labels: Labels, k: int = 1) -> float:
     """Top-k accuracy: the share of samples whose class is among the k largest logits.
 
-    Equal logits rank in order of class, as `argmax` has it, so a network that says the same of every
-    class is right as often as the first k classes occur, and not always.
-
     Args:
         logits: N x C.
         labels: N.
@@ -34,11 +31,28 @@ def top_k(logits: Logits, labels: Labels, k: int = 1) -> float:
     Returns:
         Percent, 0 to 100.
     """
+    return float(100 * np.mean(among_largest(logits, labels, k)))
+
+
+def among_largest(logits: Logits, labels: Labels, k: int = 1) -> NDArray[np.bool_]:
+    """Of each sample, whether its class is among the k largest logits.
+
+    Equal logits rank in order of class, as `argmax` has it, so a network that says the same of every
+    class is right as often as the first k classes occur, and not always.
+
+    Args:
+        logits: N x C.
+        labels: N.
+        k: how many classes may be named.
+
+    Returns:
+        N.
+    """
     rows = np.arange(len(labels))
     own = logits[rows, labels][:, None]
     earlier = np.arange(logits.shape[1]) < np.asarray(labels)[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
-    return float(100 * np.mean(rank < k))
+    return np.asarray(rank < k)
 
 
 def nll(logits: Logits, labels: Labels) -> float:

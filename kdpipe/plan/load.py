@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,9 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 def study_digest(study: PlannedStudy) -> str:
     """Hash of everything a study's tables depend on, beside the measures themselves."""
-    known = {"study": study.study.model_dump(mode="json"), "cells": [asdict(c) for c in study.cells]}
-    known["printed"] = [asdict(p) for p in study.printed]
-    benches = {"benches": [asdict(b) for b in study.benches], "plots": study.plots}
+    known = {"study": study.study.model_dump(mode="json"), "cells": [vars(c) for c in study.cells]}
+    known["printed"] = [vars(p) for p in study.printed]
+    benches = {"benches": [vars(b) for b in study.benches], "plots": study.plots}
     return digest({**known, **(benches if study.benches else {})})
 
 

@@ -33,6 +33,7 @@ class Cell:
         choice: name of the teacher's checkpoint, when a rule picks it.
         precision: how the weights of that epoch are kept.
         dataset: as the study's file names it; at a scale with a data set of its own, runs see that one.
+        full: of a sampled checkpoint: epochs of the teacher at full scale.
     """
 
     part: str
@@ -47,6 +48,7 @@ class Cell:
     choice: str | None = None
     precision: Precision = "float32"
     dataset: str = ""
+    full: int | None = None
 
     @property
     def rule(self) -> str | None:
@@ -192,6 +194,7 @@ class PlannedStudy:
         about = self.study
         sampled = any(curve.epochs or curve.fractions for curve in about.curves)
         own = ["learning_curves"] * bool(about.pairs) + ["sampling"] * sampled
+        own += ["ranks"] * (len(about.pairs) * len(about.recipes) >= 3 and len(about.methods) >= 3)
         own += ["chains_by_alpha", "chains_by_step"] * bool(about.chains)
         return (*own, *about.figures)
 

@@ -399,6 +399,7 @@ class _StudyResolver:
                 choice=chosen,
                 precision=precision,
                 dataset=self.site.nominal,
+                full=self.site.protocols["teacher"].settings.epochs if part != "table" else None,
             )
         )
 

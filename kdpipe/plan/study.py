@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from kdpipe.core.errors import nearest
 from kdpipe.core.specs import Frozen, Precision, Rule
 
 Seed = Annotated[int, Field(ge=0)]
@@ -383,6 +384,32 @@ class Study(Frozen):
                 raise ValueError(f"methods: '{entry.label}' is for recipe '{strange[0]}', which is not there")
         if any(entry.recipes for entry in self.recipes):
             raise ValueError("recipes: 'recipes' is a key of methods")
+        return self
+
+    @model_validator(mode="after")
+    def _claims_name_what_is_there(self) -> Study:
+        steps = {str(step) for chain in self.chains for step in range(1, chain.steps + 1)}
+        known: dict[str, set[str]] = {
+            "row": {"teacher", *(entry.label for entry in self.methods), *steps},
+            "recipe": {entry.label for entry in self.recipes},
+            "teacher": {pair.teacher for pair in self.pairs} | {chain.label for chain in self.chains},
+            "student": {pair.student for pair in self.pairs},
+            "dataset": set(self.datasets),
+        }
+        if self.chains:
+            del known["recipe"]  # there, it is a weight of the labels
+        for claim in self.claims:
+            asked = [(key, getattr(c, key)) for c in (claim.cells, claim.than) if c for key in known]
+            asked += [(claim.along, label) for label in (*claim.order, *claim.among) if claim.along in known]
+            asked += [("metric", claim.metric)]
+            for key, name in asked:
+                names = known.get(key, set(self.metrics))
+                if name and name not in names:
+                    near = nearest(name, names)
+                    fix = (
+                        f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(names)) or 'none'}"
+                    )
+                    raise ValueError(f"claims: the study has no {key} '{name}': {fix}")
         return self
 
     @property

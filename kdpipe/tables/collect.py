@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdpipe.core.errors import ResultsError
@@ -15,6 +16,7 @@ from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
 if TYPE_CHECKING:
     import pandas as pd
 
+Lasts = Mapping[tuple[str, str | None, str | None], int]
 Status = Literal["finished", "collapsed", "missing", "skipped", "unmeasured"]
 
 
@@ -77,14 +79,9 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
     def metrics(place: str) -> dict[str, Any] | None:
         return read_metrics(RunPaths(results.root / place))
 
-    last = {
-        (c.dataset, c.recipe, c.teacher): plan.runs[c.run].run.spec.protocol.epochs
-        for c in study.cells
-        if c.row == TEACHER and c.run
-    }
+    last = last_epochs(study, plan)
     found: list[Measurement] = []
     for cell in study.cells:
-        run = plan.runs[cell.run].run if cell.run else None
         known = metrics(cell.place) if cell.place else None
         for metric in study.study.metrics:
             status, value = _status(cell, known, metric)
@@ -101,7 +98,9 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
                     rule=cell.rule,
                     chosen=_chosen(cell, known),
                     run=cell.run,
-                    run_id=run.id if run else None,
+                    run_id=cell.run.rpartition("-")[2]
+                    if cell.run
+                    else None,  # `Run.id` hashes the whole spec
                     status=status,
                     collapsed_epoch=int(known["epoch"]) if known and status == "collapsed" else None,
                     reason=cell.skipped,
@@ -113,11 +112,21 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
     return found
 
 
+def last_epochs(study: PlannedStudy, plan: Plan) -> Lasts:
+    """The last epoch of every teacher of a study, by data set, recipe and network."""
+    return {
+        (c.dataset, c.recipe, c.teacher): plan.runs[c.run].run.spec.protocol.epochs
+        for c in study.cells
+        if c.row == TEACHER and c.run
+    }
+
+
 def frame(measurements: Iterable[Measurement]) -> pd.DataFrame:
     """Measurements as a tidy pandas frame: one row each, one column per attribute."""
     import pandas as pd
 
-    table = pd.DataFrame([asdict(m) for m in measurements], columns=[f.name for f in fields(Measurement)])
+    names = [f.name for f in fields(Measurement)]
+    table = pd.DataFrame(map(attrgetter(*names), measurements), columns=names)
     whole = dict.fromkeys(("epoch", "chosen", "collapsed_epoch"), "Int64")
     return table.astype({**whole, "value": "float64"})
 
@@ -155,7 +164,7 @@ def read_provenance(results: Results, run: str) -> dict[str, Any] | None:
     return record
 
 
-def _epoch(cell: Cell, last: Mapping[tuple[str, str | None, str | None], int]) -> int | None:
+def _epoch(cell: Cell, last: Lasts) -> int | None:
     if cell.part in ("table", "chain") or cell.rule:
         return None
     return cell.epoch or last[cell.dataset, cell.recipe, cell.teacher]

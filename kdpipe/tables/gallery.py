@@ -15,6 +15,7 @@ from kdpipe.tables.collect import read_metrics
 from kdpipe.tables.figures import draw_learning_curves, draw_sampling, house_style, save
 from kdpipe.tables.layout import lay_out
 from kdpipe.tables.plots import draw_plot
+from kdpipe.tables.ranks import draw_ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,8 @@ def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) ->
         return draw_learning_curves(study, results, stem)
     if name == "sampling":
         return draw_sampling(study, lay_out(study, plan, results), stem)
+    if name == "ranks" and study.study.pairs:
+        return draw_ranks(lay_out(study, plan, results), stem)
     if name in CHAIN_PLOTS:
         return draw_plot(CHAIN_PLOTS[name](study, lay_out(study, plan, results)), stem)
     if name not in DRAWN or not study.study.pairs:

@@ -2,137 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
-from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.files import read_json
-from kdpipe.core.measures import METRICS, Measure
 from kdpipe.core.paths import Results
 from kdpipe.core.plot import Verdict
 from kdpipe.plan.chains import alpha_label
 from kdpipe.plan.load import study_digest
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
 from kdpipe.plan.study import Chain, Curve, Pair, Study
+from kdpipe.tables.beside import completed
+from kdpipe.tables.blocks import (
+    Block,
+    Column,
+    Entry,
+    Kind,
+    Line,
+    Place,
+    block_title,
+    entry_text,
+    measure,
+    number,
+    pair_title,
+)
+from kdpipe.tables.claims import METHOD, judge
 from kdpipe.tables.collect import Measurement, collect, read_provenance
-from kdpipe.tables.statistics import Mark, Summary, rank, summarise
+from kdpipe.tables.resampled import Resampled, over_images
+from kdpipe.tables.statistics import FEWEST, Summary, summarise
 
-Kind = Literal["teacher", "scratch", "method", "epoch", "step"]
-WIDE = 8  # columns that a page can hold
+__all__ = [
+    "Block",
+    "Entry",
+    "Layout",
+    "Told",
+    "block_title",
+    "curve_epochs",
+    "entry_text",
+    "heading",
+    "lay_out",
+    "measure",
+    "number",
+    "pair_title",
+    "scale_note",
+    "site",
+    "versions",
+]
 VERSIONS = ("kdpipe", "torch", "numpy", "python")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What one shown number is about; the fields are those of `Cell`."""
-
-    part: str
-    row: str
-    recipe: str
-    teacher: str
-    student: str
-    epoch: int | None = None
-    rule: str | None = None
-    dataset: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One shown cell.
-
-    Attributes:
-        place: what it is about.
-        summary: its numbers.
-        text: the number as shown, e.g. `98.21 ± 0.15 (n=2)`.
-        mark: `best` or `second` of its column, if either.
-        note: number of the footnote that explains it, if any.
-    """
-
-    place: Place
-    summary: Summary
-    text: str
-    mark: Mark | None = None
-    note: int | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column under a heading that it may share with its neighbours."""
-
-    group: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row."""
-
-    label: str
-    kind: Kind
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One table: one measure of the study, or one checkpoint-sampling curve.
-
-    Attributes:
-        title: its heading, with unit and direction.
-        corner: heading of the row labels.
-        metric: name of the measure.
-        columns: its columns.
-        lines: its rows; each has one entry per column.
-    """
-
-    title: str
-    corner: str
-    metric: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-
-    @property
-    def series(self) -> bool:
-        """Whether its rows follow each other in time: epochs of a teacher, steps of a chain."""
-        return bool(self.lines) and self.lines[0].kind in ("epoch", "step")
-
-    @property
-    def groups(self) -> list[tuple[str, int]]:
-        """Neighbouring columns with one heading: (heading, number of columns)."""
-        runs: list[tuple[str, int]] = []
-        for column in self.columns:
-            if runs and runs[-1][0] == column.group:
-                runs[-1] = (column.group, runs[-1][1] + 1)
-            else:
-                runs.append((column.group, 1))
-        return runs
-
-    def printed(self) -> Block:
-        """The table as paper and terminals show it: on its side when it has many more columns than rows."""
-        if len(self.columns) <= max(WIDE, len(self.lines)):
-            return self
-        pairs = {column.group for column in self.columns}
-        return replace(
-            self,
-            corner=", ".join(["pair", "recipe"] if len(pairs) > 1 else ["recipe"]),
-            columns=tuple(
-                Column("" if len(pairs) > 1 else self.columns[0].group, x.label) for x in self.lines
-            ),
-            lines=tuple(
-                Line(
-                    f"{column.group}, {column.label}" if len(pairs) > 1 else column.label,
-                    "method",
-                    tuple(line.entries[index] for line in self.lines),
-                )
-                for index, column in enumerate(self.columns)
-            ),
-        )
+CLAIMS = "claims"  # name of what is told of the study's own claims
 
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of a bench's figure, beside its image."""
+    """Verdicts that stand together: those of a bench's figure, told beside its image, or the study's own."""
 
     name: str
     title: str
@@ -153,7 +76,9 @@ class Layout:
         missing: planned runs without a result.
         collapsed: runs that diverged.
         total: planned runs.
-        told: of each figure of its benches that is drawn: its name, title, caption and verdicts.
+        told: the verdicts on the study's claims, if it makes any (named `CLAIMS`), and what is told of each
+            figure of its benches that is drawn.
+        scale: at which scale it was run, in words.
     """
 
     title: str
@@ -165,6 +90,14 @@ class Layout:
     collapsed: int
     total: int
     told: tuple[Told, ...] = ()
+    scale: str = ""
+
+    @property
+    def tables(self) -> Iterator[Block]:
+        """Every table that is shown: each block, and below it those that stand beside it."""
+        for block in self.blocks:
+            yield block
+            yield from block.beside
 
     @cached_property
     def entries(self) -> list[tuple[str, Entry]]:
@@ -182,8 +115,9 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
         ResultsError: a result cannot be read.
     """
     measurements = collect(study, plan, results)
-    known = _summaries(measurements)
-    blocks = [_table(study, metric, known) for metric in study.study.metrics if study.study.pairs]
+    known = _summaries(measurements, over_images(study.study.bootstrap, plan, results))
+    tables = study.study.metrics if study.study.pairs else ()
+    blocks = [completed(_table(study, metric, known), study) for metric in tables]
     blocks += [*_curves(study, known), *_kept(study, known), *_chains(study, known)]
     blocks, footnotes = _number_notes(blocks)
     states = {m.run: m.status for m in measurements if m.run and m.status in ("missing", "collapsed")}
@@ -198,8 +132,16 @@ def lay_out(study: PlannedStudy, plan: Plan, results: Results) -> Layout:
         missing=missing,
         collapsed=collapsed,
         total=len(study.runs()) + len({cell.run for cell in study.benches}),
-        told=tuple(_told(study, results)),
+        scale=scale_note(study),
+        told=(*_claimed(study, plan, measurements), *_told(study, results)),
     )
+
+
+def _claimed(study: PlannedStudy, plan: Plan, measurements: Sequence[Measurement]) -> Iterator[Told]:
+    """The verdicts on the study's own claims, if it makes any."""
+    if study.study.claims:
+        title = f"Statements of {study.study.paper or 'the paper'}"
+        yield Told(CLAIMS, title, METHOD, tuple(judge(study, plan, measurements)))
 
 
 def _missing_benches(study: PlannedStudy, results: Results) -> set[str]:
@@ -216,42 +158,6 @@ def _told(study: PlannedStudy, results: Results) -> Iterable[Told]:
             yield Told(name, record["title"], record["caption"], verdicts)
 
 
-def measure(name: str) -> Measure:
-    """How the measure called `name` is shown.
-
-    Raises:
-        UnknownNameError: there is none.
-    """
-    if name not in METRICS:
-        raise UnknownNameError.of("measure", name, METRICS)
-    return METRICS[name]
-
-
-def number(value: float, decimals: int) -> str:
-    """A number with fixed decimals and never a negative zero."""
-    return f"{value:z.{decimals}f}"
-
-
-def entry_text(summary: Summary, decimals: int) -> str:
-    """A cell as text: `mean ± std (n=2)`, `N.A.(epoch)` if diverged, `…` if missing, `–` if there is none.
-
-    What some seeds lack is said beside the mean of the others: `97.10 (n=1, N.A.(8))`.
-    """
-    failed = f"N.A.({', '.join(map(str, dict.fromkeys(summary.collapsed)))})" if summary.collapsed else ""
-    waiting = "…" if summary.missing else ""
-    if summary.mean is None:
-        return " ".join(filter(None, [failed, waiting])) or "–"
-    spread = "" if summary.std is None else f" ± {number(summary.std, decimals)}"
-    inside = ", ".join(filter(None, [f"n={summary.n}", failed, waiting]))
-    return f"{number(summary.mean, decimals)}{spread} ({inside})"
-
-
-def pair_title(teacher: str | None, student: str | None, dataset: str = "") -> str:
-    """`teacher → student`, or the only one there is; after the data set where a study has several."""
-    networks = " → ".join(filter(None, [teacher, student]))
-    return f"{dataset}: {networks}" if dataset else networks
-
-
 def heading(study: Study, pair: Pair) -> str:
     """A pair's heading in the tables of a study."""
     return pair_title(pair.teacher, pair.student, site(study, pair) if len(study.datasets) > 1 else "")
@@ -262,25 +168,23 @@ def site(study: Study, pair: Pair) -> str:
     return pair.dataset or study.dataset
 
 
-def block_title(name: str) -> str:
-    """A measure's heading: title, unit, direction."""
-    shown = measure(name)
-    details = [shown.unit, f"{shown.better} is better" if shown.better else ""]
-    inside = ", ".join(filter(None, details))
-    return f"{shown.title} ({inside})" if inside else shown.title
-
-
 _Key = tuple[str, str, str | None, str | None, str | None, int | str | None, str, str]
 """Part, row, recipe, teacher, student, the teacher's epoch (or the rule that picks it), data set, measure."""
 
 
-def _summaries(measurements: Iterable[Measurement]) -> dict[_Key, Summary]:
+def _summaries(measurements: Iterable[Measurement], resampled: Resampled) -> dict[_Key, Summary]:
     seeds: dict[_Key, list[Measurement]] = {}
     for m in measurements:
         at = m.rule or m.epoch
         key = (m.part, m.row, m.recipe, m.teacher, m.student, at, m.dataset, m.metric)
         seeds.setdefault(key, []).append(m)
-    return {key: summarise(group) for key, group in seeds.items()}
+    return {key: _summary(group, resampled) for key, group in seeds.items()}
+
+
+def _summary(seeds: Sequence[Measurement], resampled: Resampled) -> Summary:
+    own = [m for m in seeds if m.part == "table"]
+    finished = [m.run for m in own if m.run and m.value is not None]
+    return summarise(seeds, resampled(own[0].metric, finished) if finished else None)
 
 
 def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
@@ -293,7 +197,8 @@ def _entry(known: Mapping[_Key, Summary], place: Place, metric: str) -> Entry:
     ]
     found = next((known[key] for key in keys if key in known), None)
     summary = found or Summary(None, None, 0, 0, reason="not part of the study")
-    return Entry(place, summary, entry_text(summary, measure(metric).decimals))
+    text = entry_text(summary, measure(metric).decimals)
+    return Entry(place, summary, text, remark=summary.reason or "")
 
 
 def _table(study: PlannedStudy, metric: str, known: Mapping[_Key, Summary]) -> Block:
@@ -319,7 +224,7 @@ def _table(study: PlannedStudy, metric: str, known: Mapping[_Key, Summary]) -> B
         corner="method",
         metric=metric,
         columns=tuple(Column(heading(study.study, p), r) for p, r in heads),
-        lines=tuple(_marked(lines, metric)),
+        lines=tuple(lines),
     )
 
 
@@ -330,28 +235,6 @@ def _rows(study: PlannedStudy) -> list[tuple[str, Kind]]:
     rows: list[tuple[str, Kind]] = [(TEACHER, "teacher")]
     rows += [(label, "scratch") for label in labels if label in alone]
     return rows + [(label, "method") for label in labels if label not in alone]
-
-
-def _marked(lines: Sequence[Line], metric: str) -> list[Line]:
-    """The lines with the best and second best student of each column marked."""
-    shown = measure(metric)
-    marks: dict[tuple[int, int], Mark] = {}
-    for column in range(len(lines[0].entries)):
-        students = {
-            (row, column): line.entries[column].summary
-            for row, line in enumerate(lines)
-            if line.kind != "teacher"
-        }
-        marks |= rank(students, shown.better, shown.decimals)
-    return [
-        replace(
-            line,
-            entries=tuple(
-                replace(entry, mark=marks.get((row, column))) for column, entry in enumerate(line.entries)
-            ),
-        )
-        for row, line in enumerate(lines)
-    ]
 
 
 def _curves(study: PlannedStudy, known: Mapping[_Key, Summary]) -> list[Block]:
@@ -468,23 +351,19 @@ def curve_epochs(known: Iterable[_Key], pair: Pair, method: str, dataset: str) -
 
 
 def _number_notes(blocks: Iterable[Block]) -> tuple[list[Block], tuple[str, ...]]:
-    """The blocks with each reason replaced by its number, and the reasons in order of number."""
+    """The blocks with the number of each remark beside it, and the remarks in order of number."""
     numbers: dict[str, int] = {}
 
-    def numbered(entry: Entry) -> Entry:
-        reason = entry.summary.reason
-        return replace(entry, note=numbers.setdefault(reason, len(numbers) + 1)) if reason else entry
+    def of_entry(entry: Entry) -> Entry:
+        if not entry.remark:
+            return entry
+        return replace(entry, note=numbers.setdefault(entry.remark, len(numbers) + 1))
 
-    done = [
-        replace(
-            block,
-            lines=tuple(
-                replace(line, entries=tuple(numbered(e) for e in line.entries)) for line in block.lines
-            ),
-        )
-        for block in blocks
-    ]
-    return done, tuple(numbers)
+    def of_block(block: Block) -> Block:
+        lines = tuple(replace(line, entries=tuple(map(of_entry, line.entries))) for line in block.lines)
+        return replace(block, lines=lines, beside=tuple(map(of_block, block.beside)))
+
+    return [of_block(block) for block in blocks], tuple(numbers)
 
 
 def _choices(measurements: Iterable[Measurement]) -> Iterable[str]:
@@ -516,12 +395,13 @@ def _notes(study: PlannedStudy, results: Results, missing: int, collapsed: int) 
         yield "Step 1 of a chain learns from the labels alone; all weights of the labels share it."
     if study.cells:
         yield from _training_notes(study)
+    yield from (f"Assumption: {assumption}" for assumption in study.study.assumptions)
     yield f"Plan {study_digest(study)}. {versions(study, results)}".strip()
 
 
 def _training_notes(study: PlannedStudy) -> Iterable[str]:
-    yield "Mean ± sample standard deviation over n seeds; one seed has no deviation."
     about = study.study
+    yield _seeds_note(len({cell.seed for cell in study.cells}))
     if about.pairs:
         yield (
             "Best student of each pair and recipe in bold, second underlined, "
@@ -529,14 +409,30 @@ def _training_notes(study: PlannedStudy) -> Iterable[str]:
         )
     if any(cell.precision == "float16" for cell in study.cells):
         yield "Teachers' checkpoints before the last epoch are kept in float16: weights rounded to 11 bits."
-    yield f"Selection: last epoch. Data: {about.dataset}, {about.split}. Measured on the test set."
+    data = ", ".join(about.datasets)
+    yield f"Selection: last epoch. Data: {data}, {about.split}. Measured on the test set."
+    if "best_test_top1" in about.metrics:
+        yield "Best on test is of the epoch that the test set itself picks: more than new images would show."
+
+
+def _seeds_note(seeds: int) -> str:
+    """What a number of seeds allows to say."""
+    if seeds < 2:
+        return "One seed: nothing can be said of the spread; there is no deviation, no interval and no test."
+    read = "Mean ± sample standard deviation over n seeds."
+    if seeds < FEWEST:
+        return f"{read} {seeds} seeds are too few for a test, and their intervals are wide."
+    return read
 
 
 def scale_note(study: PlannedStudy) -> str:
-    """At which scale the study was run, and what that means for its numbers."""
-    if study.scale == "full":
+    """At which scale the study was run, on which data, and what that means for its numbers."""
+    if study.scale == "full" and not study.ran_on:
         return "Scale: full."
-    return f"Scale: {study.scale}, a reduction: not to be compared with numbers at full scale."
+    said = "full" if study.scale == "full" else f"{study.scale}, a reduction"
+    if study.ran_on:
+        said += f", and run on {study.ran_on} instead of {', '.join(study.study.datasets)}"
+    return f"Scale: {said}: not to be compared with numbers at full scale."
 
 
 def versions(study: PlannedStudy, results: Results) -> str:

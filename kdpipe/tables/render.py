@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Iterable
@@ -9,13 +11,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.files import write_text
 from kdpipe.core.paths import Results
 from kdpipe.core.plot import Verdict
 from kdpipe.plan.plan import Plan, PlannedStudy
+from kdpipe.tables.blocks import Block, Entry, pair_title
 from kdpipe.tables.collect import frame
-from kdpipe.tables.layout import Block, Entry, Layout, Told, lay_out, pair_title
-from kdpipe.tables.pages import page
+from kdpipe.tables.layout import Layout, Told, lay_out
+from kdpipe.tables.pages import FOLDER, page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +37,7 @@ _LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "→": r"$\rightarrow$",
+    "α": r"$\alpha$",
     "…": r"\dots{}",
     "–": r"\textendash{}",
     "\n": " ",
@@ -45,6 +50,7 @@ COLUMNS = [
     "recipe",
     "teacher",
     "student",
+    "dataset",
     "pair",
     "epoch",
     "rule",
@@ -58,9 +64,29 @@ COLUMNS = [
     "mark",
     "text",
     "note",
+    "ci_low",
+    "ci_high",
+    "images_low",
+    "images_high",
+    "rank",
+    "baseline",
+    "n_pairs",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "effect",
+    "p",
+    "p_exact",
+    "p_holm",
+    "printed",
+    "printed_std",
+    "difference",
+    "difference_in_std",
+    "printed_note",
     "runs",
     "ids",
 ]
+FORMATS = ("csv", "markdown", "latex", "html")
 VERDICT = ("statement", "where", "setting", "verdict", "numbers")
 _LATEX_STYLES = {"best": r"\textbf{%s}", "second": r"\underline{%s}"}
 _MARKDOWN_STYLES = {"best": "**%s**", "second": "<u>%s</u>"}
@@ -76,32 +102,55 @@ def render(study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
         results: the results folder; files go to `results/studies/<study>/`.
 
     Returns:
-        The files written: table.csv, .md, .tex, .html, seeds.csv and, where benches ran, verdicts.csv.
+        The files written: table.csv, .md, .tex, .html, seeds.csv and, where the study has benches or claims,
+        verdicts.csv.
 
     Raises:
         ResultsError: a result cannot be read, or the folder cannot be written.
     """
     layout = lay_out(study, plan, results)
     folder = results.study(study.name)
+    told = study.benches or study.study.claims
     texts = {
-        "table.csv": _csv(aggregated(study, layout)),
+        "table.csv": as_text("csv", study, layout),
         "seeds.csv": _csv(frame(layout.measurements)),
-        "table.md": markdown(layout),
-        "table.tex": latex(layout, study.name),
-        "table.html": html(layout),
-        **({"verdicts.csv": _csv(verdicts(study, layout))} if study.benches else {}),
+        "table.md": as_text("markdown", study, layout),
+        "table.tex": as_text("latex", study, layout),
+        "table.html": as_text("html", study, layout),
+        **({"verdicts.csv": _csv(verdicts(study, layout))} if told else {}),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
 
 
+def as_text(form: str, study: PlannedStudy, layout: Layout) -> str:
+    """A study's tables in one format.
+
+    Raises:
+        UnknownNameError: `form` is none of `FORMATS`.
+    """
+    if form == "csv":
+        return _csv(aggregated(study, layout))
+    if form == "markdown":
+        return markdown(layout)
+    if form == "latex":
+        return latex(layout, study.name)
+    if form == "html":
+        return html(layout)
+    raise UnknownNameError.of("format", form, FORMATS)
+
+
 def aggregated(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
     """The tables as one tidy frame: a row per shown number, with its runs' folders and ids."""
     import pandas as pd
 
-    rows = [{"study": study.name, "scale": study.scale, **_tidy(m, e, layout)} for m, e in layout.entries]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"epoch": "Int64"})
+    base = study.study.baseline
+    rows = [
+        {"study": study.name, "scale": study.scale, **_tidy(m, e, layout), **_statistics(e, base)}
+        for m, e in layout.entries
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"epoch": "Int64", "n_pairs": "Int64"})
 
 
 def verdicts(study: PlannedStudy, layout: Layout) -> pd.DataFrame:
@@ -124,6 +173,7 @@ def _tidy(metric: str, entry: Entry, layout: Layout) -> dict[str, Any]:
         "recipe": place.recipe,
         "teacher": place.teacher,
         "student": place.student,
+        "dataset": place.dataset,
         "pair": pair_title(place.teacher, place.student),
         "epoch": place.epoch,
         "rule": place.rule or "",
@@ -142,6 +192,22 @@ def _tidy(metric: str, entry: Entry, layout: Layout) -> dict[str, Any]:
     }
 
 
+def _statistics(entry: Entry, baseline: str) -> dict[str, Any]:
+    """Intervals, the comparison with the baseline, and the printed number."""
+    summary, comparison, printed = entry.summary, entry.comparison, entry.printed
+    found: dict[str, Any] = {"rank": entry.rank}
+    found["ci_low"], found["ci_high"] = summary.interval or (None, None)
+    found["images_low"], found["images_high"] = summary.resampled or (None, None)
+    if comparison:
+        found |= {"baseline": baseline, "n_pairs": comparison.n, "gain": comparison.mean}
+        found["gain_low"], found["gain_high"] = comparison.interval or (None, None)
+        found |= {name: getattr(comparison, name) for name in ("effect", "p", "p_exact", "p_holm")}
+    if printed:
+        found |= {"printed": printed.value, "printed_std": printed.std, "printed_note": printed.note}
+        found |= {"difference": printed.difference, "difference_in_std": printed.in_std}
+    return found
+
+
 def _csv(table: pd.DataFrame) -> str:
     text = io.StringIO()
     table.to_csv(text, index=False, lineterminator="\n")
@@ -151,12 +217,15 @@ def _csv(table: pd.DataFrame) -> str:
 def markdown(layout: Layout) -> str:
     """The tables in Markdown; column headings hold pair and recipe, as Markdown cannot span columns."""
     parts = [f"# {markdown_escape(layout.title)}"]
-    for block in (b.printed() for b in layout.blocks):
+    for block in (b.printed() for b in layout.tables):
         heads = [block.corner, *(f"{c.group}<br>{c.label}" for c in _escaped_columns(block))]
         rows = [heads, ["---", *["---:"] * len(block.columns)]]
-        rows += [[markdown_escape(line.label), *map(_markdown_cell, line.entries)] for line in block.lines]
+        rows += [
+            [markdown_escape(line.label), *(_markdown_cell(entry, block.pale) for entry in line.entries)]
+            for line in block.lines
+        ]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts += [f"## {markdown_escape(block.title)}", table]
+        parts += [f"## {markdown_escape(block.title)}", table, *map(markdown_escape, block.notes)]
     for told in layout.told:
         rows = [list(VERDICT), ["---"] * len(VERDICT)]
         rows += [[markdown_escape(word) for word in _words(v)] for v in told.verdicts]
@@ -179,9 +248,9 @@ def _escaped_columns(block: Block) -> Iterable[Any]:
     return (type(c)(markdown_escape(c.group), markdown_escape(c.label)) for c in block.columns)
 
 
-def _markdown_cell(entry: Entry) -> str:
-    style = _MARKDOWN_STYLES[entry.mark] if entry.mark else "%s"
-    return style % entry.text + (f"<sup>{entry.note}</sup>" if entry.note else "")
+def _markdown_cell(entry: Entry, pale: bool) -> str:
+    style = "*%s*" if pale and entry.text else _MARKDOWN_STYLES[entry.mark] if entry.mark else "%s"
+    return style % markdown_escape(entry.text) + (f"<sup>{entry.note}</sup>" if entry.note else "")
 
 
 def markdown_escape(text: str) -> str:
@@ -198,7 +267,7 @@ def latex(layout: Layout, name: str) -> str:
         name: name of the study, for the tables' labels.
     """
     tables = [
-        _latex_table(layout, block.printed(), f"tab:{name}-{i}") for i, block in enumerate(layout.blocks, 1)
+        _latex_table(layout, block.printed(), f"tab:{name}-{i}") for i, block in enumerate(layout.tables, 1)
     ]
     tables += [_latex_verdicts(told, f"tab:{name}-{told.name}") for told in layout.told]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
@@ -230,7 +299,8 @@ def _latex_verdicts(told: Told, label: str) -> str:
 def _latex_table(layout: Layout, block: Block, label: str) -> str:
     used = sorted({e.note for line in block.lines for e in line.entries if e.note})
     notes = [f"$^{{{i}}}$ {latex_escape(layout.footnotes[i - 1])}." for i in used]
-    notes += [latex_escape(note) for note in layout.notes]
+    own = (*block.notes, layout.scale) if block.notes else layout.notes
+    notes += [latex_escape(note) for note in own]
     groups, rules, start = [], [], 2
     for title, span in block.groups:
         groups.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(title)}}}")
@@ -240,7 +310,8 @@ def _latex_table(layout: Layout, block: Block, label: str) -> str:
     for above, line in zip([None, *block.lines], block.lines, strict=False):
         if above and above.kind != line.kind:
             rows.append(r"\midrule")
-        rows.append(_latex_row([latex_escape(line.label), *map(_latex_cell, line.entries)]))
+        cells = (_latex_cell(entry, block.pale) for entry in line.entries)
+        rows.append(_latex_row([latex_escape(line.label), *cells]))
     return "\n".join(
         [
             r"\begin{table}",
@@ -265,11 +336,14 @@ def _latex_table(layout: Layout, block: Block, label: str) -> str:
 
 
 def _latex_row(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    text = " & ".join(cells)
+    # At the start of a row, the end of the one above would take these for its own.
+    guard = "{}" if text.startswith(("[", "*")) else ""
+    return guard + text + r" \\"
 
 
-def _latex_cell(entry: Entry) -> str:
-    style = _LATEX_STYLES[entry.mark] if entry.mark else "%s"
+def _latex_cell(entry: Entry, pale: bool) -> str:
+    style = r"\textit{%s}" if pale else _LATEX_STYLES[entry.mark] if entry.mark else "%s"
     note = rf"\textsuperscript{{{entry.note}}}" if entry.note else ""
     return style % latex_escape(entry.text) + note
 
@@ -285,8 +359,10 @@ def latex_label(text: str) -> str:
 
 
 def html(layout: Layout) -> str:
-    """The tables as one standalone page."""
-    return page("table.html", layout=layout)
+    """The tables as one standalone page, whose cells link to the pages of their runs in the report."""
+    script = (FOLDER / "table.js").read_bytes()
+    allowed = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    return page("table.html", layout=layout, script_hash=allowed)
 
 
 def terminal_table(study: PlannedStudy, plan: Plan, results: Results, console: Console | None = None) -> None:
@@ -309,11 +385,13 @@ def _terminal_parts(layout: Layout) -> Iterable[RenderableType]:
     from rich.text import Text
 
     yield Text(f"\n{layout.title}", style="bold")
-    for block in (b.printed() for b in layout.blocks):
+    for block in (b.printed() for b in layout.tables if not b.detail):
         yield Text(f"\n{block.title}", style="italic")
         groups = [None] if block.series else [title for title, _ in block.groups]
         for group in groups:
             yield _terminal_table(block, group)
+        for note in block.notes:
+            yield Text(note, style="dim")
     for told in layout.told:
         yield Text(f"\n{told.title}", style="italic")
         yield _terminal_verdicts(told)
@@ -351,13 +429,14 @@ def _terminal_table(block: Block, group: str | None) -> Table:
         head = column.label if group else f"{column.group}\n{column.label}"
         table.add_column(Text(head), justify="right", overflow="fold")
     for line in block.lines:
-        cells = [_terminal_cell(line.entries[i]) for i in shown]
+        cells = [_terminal_cell(line.entries[i], block.pale) for i in shown]
         table.add_row(Text(line.label), *cells)
     return table
 
 
-def _terminal_cell(entry: Entry) -> RenderableType:
+def _terminal_cell(entry: Entry, pale: bool) -> RenderableType:
     from rich.text import Text
 
-    text = Text(entry.text, style=_TERMINAL_STYLES[entry.mark] if entry.mark else "")
+    style = "dim" if pale else _TERMINAL_STYLES[entry.mark] if entry.mark else ""
+    text = Text(entry.text, style=style)
     return text.append(f" [{entry.note}]", style="dim") if entry.note else text

@@ -39,6 +39,11 @@ FIGURES = {
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
         "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."
     ),
+    "ranks": (
+        "Mean rank of each method over the columns (pair and recipe) by the study's first measure, 1 for the "
+        "best. A bar joins methods whose ranks differ by less than Nemenyi's critical difference at 5 %. "
+        "Columns that share networks are not independent, as the test would have them."
+    ),
     "chains_by_alpha": (
         "Accuracy of the networks of a chain against the weight of the labels, for each step; mean over the "
         "seeds, with a band from the least to the greatest."

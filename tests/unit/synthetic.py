@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
-from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy
+from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedRun, PlannedStudy, Printed
 from kdpipe.plan.study import Study
 from kdpipe.tables.gallery import draw_figure
 
 EPOCHS = 20
+FULL = 240  # epochs at full scale
 SKIPPED = "'fitnet' needs taps that <net> & co_lack"
 Values = Callable[[str, str, int], float]  # row, recipe, seed -> top-1
 
@@ -35,6 +37,9 @@ class Made:
         metrics: the study's measures.
         skip: methods that no pair can use.
         curve: teacher epochs of a curve of `kd`; the last one is `EPOCHS`.
+        more: further keys of the study.
+        printed: numbers that its paper prints.
+        ran_on: the data set that its scale runs on.
     """
 
     root: Path
@@ -50,6 +55,9 @@ class Made:
     scale: str = "full"
     split: str = "full-train"
     values: Values = default_values
+    more: Mapping[str, Any] = field(default_factory=dict)
+    printed: Sequence[Printed] = ()
+    ran_on: str = ""
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
 
@@ -72,9 +80,17 @@ class Made:
                 "methods": list(self.methods),
                 "metrics": list(self.metrics),
                 "curves": [{"method": "kd", "epochs": list(self.curve)}] if self.curve else [],
+                **self.more,
             }
         )
-        self.study = PlannedStudy(self.name, study, self.scale, tuple(dict.fromkeys(self.cells)))
+        self.study = PlannedStudy(
+            self.name,
+            study,
+            self.scale,
+            tuple(dict.fromkeys(self.cells)),
+            printed=tuple(self.printed),
+            ran_on=self.ran_on,
+        )
         self.plan = Plan(self.runs, {self.name: self.study})
 
     def run(self, row: str, recipe: str | None, seed: int) -> str:
@@ -148,21 +164,25 @@ class Made:
 
     def _column(self, teacher: str, student: str, recipe: str, seed: int) -> None:
         own = self._add(teacher, recipe, seed, recipe=recipe)
-        self.cells.append(Cell("table", TEACHER, recipe, teacher, None, seed, None, own))
+        self._cell("table", TEACHER, recipe, teacher, None, seed, None, own)
         for method in self.methods:
             if method == "scratch":
                 run = self._add(student, None, seed, method=method)
-                self.cells.append(Cell("table", method, None, None, student, seed, None, run))
+                self._cell("table", method, None, None, student, seed, None, run)
             elif method in self.skip:
-                self.cells.append(Cell("table", method, recipe, teacher, student, seed, None, None, SKIPPED))
+                self._cell("table", method, recipe, teacher, student, seed, None, None, SKIPPED)
             else:
                 run = self._add(student, recipe, seed, method=method, teacher=own)
-                self.cells.append(Cell("table", method, recipe, teacher, student, seed, None, run))
+                self._cell("table", method, recipe, teacher, student, seed, None, run)
         for epoch in self.curve:
             at = None if epoch == EPOCHS else epoch
             run = self._add(student, recipe, seed, method="kd", teacher=own, epoch=at)
-            self.cells.append(Cell("curve", "kd", recipe, teacher, student, seed, at, run))
-            self.cells.append(Cell("curve", TEACHER, recipe, teacher, None, seed, at, own))
+            self._cell("curve", "kd", recipe, teacher, student, seed, at, run)
+            self._cell("curve", TEACHER, recipe, teacher, None, seed, at, own)
+
+    def _cell(self, part: str, *about: Any) -> None:
+        full = FULL if part == "curve" else None
+        self.cells.append(Cell(part, *about, dataset="digits", full=full))
 
     def _add(
         self,

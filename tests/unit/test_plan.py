@@ -108,6 +108,9 @@ def test_a_scale_that_changes_nothing_shares_the_runs(config):
 def test_curves_share_the_last_epoch_and_ask_for_checkpoints(config):
     curve = {"curves": [{"method": "kd", "epochs": [60, 120, 240]}]}
     plain, curved = resolve(config(a={})), resolve(config(a=curve))
+    cells = curved.studies["a"].cells
+    assert {(c.part, c.full) for c in cells} == {("table", None), ("curve", 240)}
+    assert {c.dataset for c in cells} == {"cifar100"}
     extra = curved.runs.keys() - plain.runs.keys()
     assert len(extra) == 2 * 2 * 2 * 3  # epochs 60 and 120; 240 is the table's own student
     teachers = [p for p in curved.runs.values() if p.run.kind == "teacher"]
