@@ -41,7 +41,7 @@ class Adam(_Eager, torch.optim.Adam):  # type: ignore[misc]
 for _method in vars(torch.optim.Optimizer).values():
     if inspect.isfunction(_method) and "_disable_dynamo" in _method.__code__.co_qualname:
         _inner = inspect.unwrap(_method)
-        setattr(_inner, "__dynamo_disable", _inner)  # noqa: B010 (torch looks for this very name)
+        setattr(_inner, "__dynamo_disable", _inner)
 
 
 def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

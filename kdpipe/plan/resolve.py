@@ -602,7 +602,7 @@ class _StudyResolver:
         )
 
     def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
-        """Settings of a recipe or method: default < published < study < pair < entry < scale < command line."""
+        """Its settings: default < published < study < pair < entry < scale < command line."""
         plugin = registry.REGISTRIES[kind].get(entry.name)
         published = plugin.published_for(self.dataset.name, pair.teacher, pair.student, recipe)
         layers = (
