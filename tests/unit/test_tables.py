@@ -452,10 +452,22 @@ def ruled(tmp_path) -> Made:
         for seed in made.seeds:
             own, kd = (made.run(row, recipe, seed) for row in ("teacher", "kd"))
             who = {"recipe": recipe, "teacher": "resnet8x4", "seed": seed, "choice": "lowest_nll-0a1b2c3d"}
+            who["dataset"] = "digits"
             made.cells += [
                 Cell("curve", "kd", student="resnet8", run=kd, **who),
                 Cell("curve", "teacher", student=None, run=own, **who),
-                Cell("kept", "teacher", recipe, "resnet8x4", None, seed, 10, own, precision="float16"),
+                Cell(
+                    "kept",
+                    "teacher",
+                    recipe,
+                    "resnet8x4",
+                    None,
+                    seed,
+                    10,
+                    own,
+                    precision="float16",
+                    dataset="digits",
+                ),
             ]
     study = made.study.study.model_copy(
         update={"curves": (Curve(method="kd", epochs=(5,), checkpoints=({"rule": "lowest_nll"},)),)}
