@@ -149,21 +149,36 @@ def new(
 
 @app.command()
 def plan(
-    study: Annotated[str | None, typer.Argument(help="one study instead of the configured ones")] = None,
+    studies: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY]...", help="these instead of the configured ones")
+    ] = None,
     config: ConfigFile = CONFIG,
     override: Override = [],  # noqa: B006 (typer reads the default once)
-    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    scale: Annotated[str | None, typer.Option(help="full, or the name of a reduction")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every study of the config folder")] = False,
+    runs: Annotated[bool, typer.Option("--runs", help="list every run")] = False,
+    device: Annotated[str, typer.Option(help="part of the name of the device to plan for")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
 ) -> None:
-    """Show the runs that are wanted, which are made, missing or skipped, and why.
+    """Show what is wanted, what is made, shared or skipped and why, and what it costs in hours and room.
 
-    Example: kdpipe plan digits_demo
+    Example: kdpipe plan digits_demo --scale smoke
     """
+    from kdpipe.plan.config import names
     from kdpipe.plan.load import load_plan
     from kdpipe.plan.overview import overview
 
-    settings = _config(config, [*override, *([f"study={study}"] if study else [])])
-    resolved, _ = load_plan(settings)
-    print(overview(resolved, Path(settings.results), as_json=as_json))
+    if everything and studies:
+        raise ConfigError("--all names every study already", fix="leave out --all, or the studies")
+    settings = _config(config, override)
+    change: dict[str, Any] = {"scale": scale} if scale else {}
+    if everything or studies:
+        wanted = names("studies", Path(settings.folder)) if everything else studies
+        change |= {"studies": tuple(wanted or ()), "study": None}
+    settings = settings.model_copy(update=change)
+    resolved, _ = load_plan(settings, imports=not everything)
+    root, folder = Path(settings.results), Path(settings.folder)
+    print(overview(resolved, root, folder, as_json=as_json, runs=runs, device=device))
 
 
 @app.command()
@@ -171,14 +186,19 @@ def compare(
     a: Annotated[str, typer.Argument(help="a run's folder name, or a unique part of it")],
     b: Annotated[str, typer.Argument(help="another")],
     results: Annotated[Path, typer.Option(help="results folder")] = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for a figure of both learning curves, with its data")
+    ] = None,
 ) -> None:
-    """Show in which settings and measures two runs differ.
+    """Show how two runs differ: settings and where they come from, learning curves, measures.
 
     Example: kdpipe compare dkd_standard_s0 kd_standard_s0
     """
-    from kdpipe.plan.overview import compare_runs
+    from kdpipe.tables.compare import compare_runs, draw_comparison
 
     print(compare_runs(a, b, results))
+    if out:
+        print("\n".join(map(str, draw_comparison(a, b, results, out))))
 
 
 @app.command()

@@ -93,6 +93,7 @@ class DatasetSpec(Dataset):
             is x / |x|_2, the norm taken over all values of an image.
         targets: for a regression onto labels, the number that stands for each class.
         embedded: True when a Python package carries the images.
+        on_disk: True when the images stay in their files, and preparing them makes an index only.
         layout: for people: what must lie in the folder.
         beside: names of folders beside it where `read` looks too.
         download: `download(folder)` fetches the published files, checksums verified; None where the
@@ -109,6 +110,7 @@ class DatasetSpec(Dataset):
     preprocessing: Literal["standardise", "unit-norm"] = "standardise"
     targets: tuple[float, ...] | None = None
     embedded: bool = False
+    on_disk: bool = False
     layout: str = ""
     beside: tuple[str, ...] = ()
     download: Callable[[Path], None] | None = None

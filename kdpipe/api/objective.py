@@ -154,6 +154,13 @@ class Method(Objective):
         """
         return 0
 
+    def auxiliary(self) -> nn.Module | None:
+        """A second classifier, which reads the student's tap `embed` and is dropped after training.
+
+        The tap must be among `taps`. Its predictions are stored beside the network's own.
+        """
+        return None
+
     def schedule_epoch(self, at: Progress) -> int:
         """The epoch of the protocol's schedule whose learning rate holds now."""
         return at.epoch

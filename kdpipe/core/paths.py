@@ -29,14 +29,15 @@ class RunPaths:
 
     @property
     def history(self) -> Path:
-        """One row per epoch: epoch, lr, seconds, loss, loss_<term>..., train_top1, val_top1, test_top1."""
+        """One row per epoch: epoch, lr, seconds, loss, loss_<term>..., train_top1, {val,test}_{top1,loss}."""
         return self.root / "history.csv"
 
     @property
     def predictions(self) -> Path:
         """`test_logits` (N x C), `test_labels`, `test_index` (rows of the prepared arrays); `val_...` too.
 
-        `test_reference` (N x C) where the images' true label distributions are known.
+        `test_reference` (N x C) where the images' true label distributions are known; `test_auxiliary`
+        (N x C) of a second head that was dropped after training.
         """
         return self.root / "predictions.npz"
 

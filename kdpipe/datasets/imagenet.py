@@ -18,6 +18,7 @@ IMAGENET = DatasetSpec(
     shape=(3, 224, 224),
     sizes={"train": 1_281_167, "test": 50_000},
     read=FILES.read,
+    on_disk=FILES.on_disk,
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     stats_source="torchvision, presets of its classification networks",

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TextIO
 from kdpipe.core.specs import Run
 
 Row = dict[str, float]
-"""One epoch: epoch, lr, seconds, loss, loss_<term>, train_top1, and the accuracy on what is monitored."""
+"""One epoch: epoch, lr, seconds, loss, loss_<term>, train_top1, accuracy and loss on what is monitored."""
 
 Status = Literal["finished", "collapsed", "interrupted", "failed"]
 

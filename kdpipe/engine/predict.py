@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from kdpipe.api import HeldOut, ImageFiles
+from kdpipe.api import HeldOut, ImageFiles, Outputs
 from kdpipe.core.files import atomic
 from kdpipe.core.specs import Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
@@ -40,8 +41,27 @@ def predict(
     return torch.cat(logits).cpu().numpy()
 
 
+class Headed(nn.Module):
+    """A network that answers with another head on its features.
+
+    Args:
+        network: gives its outputs with the tap `embed`.
+        model: the same network, for its mode.
+        head: B x D to B x C.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Outputs], model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network, self.model, self.head = network, model, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the other head."""
+        logits: Tensor = self.head(self.network(images)["embed"])
+        return logits
+
+
 class Scores:
-    """The accuracy curve of a training: measured after each epoch and told to its history.
+    """The accuracy and loss curves of a training: measured after each epoch and told to its history.
 
     The training loop holds no images or labels but the training ones. Test accuracy only passes through it
     and is used by nothing; a recipe may look at validation images (`held_out`).
@@ -62,9 +82,12 @@ class Scores:
         self._normalise, self._device = normalise, device
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`val_top1` or `test_top1`, in percent."""
+        """`val_top1` or `test_top1`, in percent, and `val_loss` or `test_loss`: cross entropy, in nats."""
+        logits, labels = self._logits(model), self._split.labels
+        loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(labels))
         return {
-            f"{self._name}_top1": float(100 * np.mean(self._logits(model).argmax(1) == self._split.labels))
+            f"{self._name}_top1": float(100 * np.mean(logits.argmax(1) == labels)),
+            f"{self._name}_loss": float(loss),
         }
 
     def held_out(self, model: nn.Module) -> HeldOut | None:
@@ -83,14 +106,20 @@ def save_predictions(
     prepared: Prepared,
     spec: RunSpec,
     device: torch.device,
+    second: nn.Module | None = None,
 ) -> None:
-    """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`)."""
+    """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`).
+
+    Those of `second`, a network with another head, are stored beside them.
+    """
     splits, rows = select(prepared, spec.data), positions(prepared, spec.data)
     normalise = preprocessing(prepared, device)
     arrays: dict[str, NDArray[Any]] = {}
     for name in sorted(splits.keys() - {"train"}):
         split = splits[name]
         arrays[f"{name}_logits"] = predict(model, split.images, normalise, spec.protocol, device)
+        if second is not None:
+            arrays[f"{name}_auxiliary"] = predict(second, split.images, normalise, spec.protocol, device)
         arrays[f"{name}_labels"] = np.asarray(split.labels)
         arrays[f"{name}_index"] = np.asarray(rows[name])
     if prepared.reference is not None:

@@ -36,7 +36,7 @@ from kdpipe.engine.batches import Batches, preprocessing
 from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
-from kdpipe.engine.predict import Scores, autocast, predict, save_predictions
+from kdpipe.engine.predict import Headed, Scores, autocast, predict, save_predictions
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.profile import Profile
 from kdpipe.engine.provenance import provenance
@@ -405,7 +405,11 @@ class Trainer:
             save_weights(peer, self.paths.peer(number))
         if self.cost is not None:
             record["model"] = asdict(self.cost)
-            save_predictions(self.paths.predictions, self.model, self.prepared, self.run.spec, self.device)
+            head = self.objective.auxiliary() if isinstance(self.objective, Method) else None
+            second = Headed(self.catch, self.model, head) if head is not None else None
+            save_predictions(
+                self.paths.predictions, self.model, self.prepared, self.run.spec, self.device, second
+            )
             outputs["predictions"] = self.paths.predictions
         write_text(self.paths.history, history_csv(self.history))
         record["outputs"] = {name: sha256(file) for name, file in outputs.items()}

@@ -8,7 +8,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,20 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         found["values"] |= _cost(record)
     write_json(run.metrics, found)
     return found
+
+
+def load_auxiliary(path: Path) -> Predictions | None:
+    """The test predictions of a head that was dropped after training; None where there was none.
+
+    Raises:
+        CheckpointError: as `load_predictions`.
+    """
+    own = load_predictions(path)
+    logits = _stored(path, ["test_index"], optional="test_auxiliary")
+    if "test_auxiliary" not in logits:
+        return None
+    order = np.argsort(logits["test_index"], kind="stable")
+    return replace(own, logits=logits["test_auxiliary"][order])
 
 
 def load_predictions(path: Path, split: str = "test") -> Predictions:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import create_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdpipe.api import (
     Batch,
@@ -97,6 +97,11 @@ class Combined(Method):
         """Give each method the teacher's batch norms."""
         for m in self.members:
             m.read_norms(teacher)
+
+    def auxiliary(self) -> nn.Module | None:
+        """The auxiliary head of the first method that has one."""
+        heads = (m.auxiliary() for m in self.members)
+        return next((head for head in heads if head is not None), None)
 
     def first_stage(self) -> int:
         """The longest first stage of any; a method with a shorter one, or none, joins later."""

@@ -124,6 +124,10 @@ class DHKD(Method):
         """The auxiliary head."""
         self.head: nn.Module = HEADS[self.config.head](student["embed"][0], data.num_classes)
 
+    def auxiliary(self) -> nn.Module:
+        """The auxiliary head."""
+        return self.head
+
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Cross entropy of the classifier, and the auxiliary head's distance from the teacher."""
         c = self.config

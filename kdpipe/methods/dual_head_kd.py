@@ -81,6 +81,10 @@ class DualHeadKD(Method):
         """The auxiliary head."""
         self.head: nn.Module = HEADS[self.config.head](student["embed"][0], data.num_classes)
 
+    def auxiliary(self) -> nn.Module:
+        """The auxiliary head."""
+        return self.head
+
     def loss(self, s: Outputs, t: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Cross entropy of the classifier, and the auxiliary head's divergence from the teacher."""
         c = self.config

@@ -43,6 +43,16 @@ def declared_cost(spec: ModelSpec, num_classes: int, channels: int = 3) -> Cost:
     return cost(model, (channels, spec.side, spec.side))
 
 
+def forward_cost(spec: ModelSpec, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of a registered network for one image (C x H x W).
+
+    Weights are drawn and thrown away: one network without any costs seconds of imports (those of PyTorch's
+    kernels for the device `meta`).
+    """
+    with torch.random.fork_rng(devices=[]):
+        return multiply_adds(spec.build(num_classes, image_shape[0]), image_shape)
+
+
 def parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

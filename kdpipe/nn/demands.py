@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdpipe.api import Batch, DataInfo, Method, Outputs, Progress, TeacherPart
+from kdpipe.api import Batch, DataInfo, Method, Objective, Outputs, Progress, TeacherPart
 from kdpipe.nn.cost import counted, multiply_adds
 from kdpipe.nn.pair import Network, equip
 from kdpipe.nn.taps import catch, extended, through
@@ -67,20 +67,30 @@ def demands(method: Method, student: Network, teacher: Network, samples: int) ->
         data = DataInfo(classes, torch.arange(samples) % classes)
         part = equip(method, student, teacher, data)
         batch = _batch(method, student, data)
-        views = tuple(len(images) / SIZE for images in method.inputs(batch))
+        seen = tuple(len(images) / SIZE for images in method.inputs(batch))
         own, added = _own(method, part, student, teacher, batch)
     once = multiply_adds(student.model, student.image_shape)
     taught = multiply_adds(teacher.model, teacher.image_shape) if method.teacher else 0
     return Demands(
         parameters=_by_module((name, p.numel()) for name, p in method.named_parameters()),
         memory=_by_module((name, b.numel() * b.element_size()) for name, b in method.named_buffers()),
-        views=views,
+        views=seen,
         part={part.name: sum(p.numel() for p in part.parameters())} if part is not None else {},
         alone=(1 + BACKWARD) * once,
-        student=round((1 + BACKWARD) * once * sum(views) * (1 + method.peers())),
-        teacher=round(taught * sum(views)) + added,
+        student=round((1 + BACKWARD) * once * sum(seen) * (1 + method.peers())),
+        teacher=round(taught * sum(seen)) + added,
         own=(1 + BACKWARD) * own,
     )
+
+
+def views(objective: Objective, image_shape: tuple[int, int, int]) -> int:
+    """How many images the networks see in a step for one (C x H x W) of the batch, before it is built."""
+    image, place = torch.zeros(1, *image_shape), torch.zeros(1, dtype=torch.int64)
+    try:
+        passes = objective.inputs(Batch(image, place, place, tuple(image for _ in objective.views)))
+    except AttributeError:  # it reads what only its `build` makes
+        return 1
+    return sum(len(images) for images in passes)
 
 
 def _batch(method: Method, student: Network, data: DataInfo) -> Batch:

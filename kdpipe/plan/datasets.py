@@ -119,6 +119,7 @@ def described(name: str, file: DatasetFile) -> DatasetSpec:
         std=file.std,
         stats_source=file.stats_source if file.mean else computed,
         preprocessing=file.preprocessing,
+        on_disk=file.on_disk,
         layout=reader.layout,
         revision=int(digest(decisive, 8), 16),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,11 +64,17 @@ def check_imports(plan: Plan, results: Results) -> None:
     Raises:
         CheckpointError: one is missing; the message says which command to run.
     """
+    for error in missing_imports(plan, results):
+        raise error
+
+
+def missing_imports(plan: Plan, results: Results) -> Iterator[CheckpointError]:
+    """What has to be imported before a plan's runs can be made, each as the error that says how."""
     for planned in plan.runs.values():
         store = store_of(planned.run, results)
         if store and not store.model.is_file():
             spec = planned.run.spec
-            raise CheckpointError(
+            yield CheckpointError(
                 f"the teacher {spec.model.name} has not been imported yet; "
                 f"the SHA-256 of its file is {planned.run.imported}",
                 where=str(store.root),
@@ -76,7 +83,7 @@ def check_imports(plan: Plan, results: Results) -> None:
         file, start = start_of(planned.run, results), planned.run.spec.start
         if file and start and not file.is_file():
             model = planned.run.spec.model.name
-            raise CheckpointError(
+            yield CheckpointError(
                 f"the weights that {model} starts from have not been imported yet; "
                 f"the SHA-256 of their file is {start.sha256}",
                 where=str(file.parent),

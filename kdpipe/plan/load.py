@@ -35,10 +35,14 @@ def plan_path(config: Config) -> Path:
     return Results(Path(config.results)).plans / f"{hasher.hexdigest()[:16]}.json"
 
 
-def load_plan(config: Config) -> tuple[Plan, Path]:
+def load_plan(config: Config, *, imports: bool = True) -> tuple[Plan, Path]:
     """The plan of these settings and the file that holds it; resolved in a child process when new.
 
     The child keeps torch, which the plug-ins import, out of the calling process.
+
+    Args:
+        config: the settings.
+        imports: whether the teachers that studies import must be there.
 
     Raises:
         ConfigError: the settings are wrong; the child's message is passed on.
@@ -48,7 +52,8 @@ def load_plan(config: Config) -> tuple[Plan, Path]:
     if not path.is_file():
         _resolve_in_child(config, path)
     plan = read_plan(path)
-    check_imports(plan, Results(Path(config.results)))
+    if imports:
+        check_imports(plan, Results(Path(config.results)))
     return plan, path
 
 

@@ -1,38 +1,158 @@
-"""What is wanted, what is there, and how two runs differ."""
+"""What is wanted, what is there, and what it costs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdpipe.core.errors import ResultsError, UnknownNameError
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import Results, RunPaths
-from kdpipe.plan.plan import Plan
+from kdpipe.plan.cost import Bill, Estimate, Rates, bill, estimate, longest_path, prepared, read_rates, room
+from kdpipe.plan.imported import missing_imports
+from kdpipe.plan.plan import Plan, PlannedStudy
+
+WIDTH = 110
+KINDS = {  # one, and several
+    "teacher": ("teacher", "teachers"),
+    "part": ("part of a teacher", "parts of teachers"),
+    "student": ("student", "students"),
+    "bench": ("bench", "benches"),
+}
+MADE = ("cached", "collapsed")
 
 
-def overview(plan: Plan, results: Path, *, as_json: bool = False) -> str:
-    """The plan's runs by study with their states, and what is skipped and why."""
+def overview(
+    plan: Plan,
+    results: Path,
+    folder: Path = Path("config"),
+    *,
+    as_json: bool = False,
+    runs: bool = False,
+    device: str = "",
+) -> str:
+    """What a plan holds: of each study its runs and skipped cells, and of all what they cost.
+
+    Args:
+        plan: the plan.
+        results: the results folder.
+        folder: the config folder.
+        as_json: everything, every run included, as JSON.
+        runs: list every run with its state.
+        device: part of the name of the device that is planned for; see `kdpipe.plan.cost.read_rates`.
+
+    Raises:
+        UnknownNameError: no device has that name.
+    """
     states = {name: state(Results(results).run(name)) for name in plan.runs}
     states |= {name: bench_state(Results(results).run(name)) for name in plan.benches}
+    rates = read_rates(plan, Results(results), folder, device)
     if as_json:
-        return json.dumps(_as_json(plan, states), indent=1)
+        return json.dumps(_as_json(plan, states, rates), indent=1)
     lines: list[str] = []
-    for name, study in plan.studies.items():
-        runs = [*study.runs(), *dict.fromkeys(cell.run for cell in study.benches)]
-        lines += [f"{name}: {study.study.title} (scale {study.scale})", ""]
-        for run in runs:
-            lines.append(f"  {states[run]:<10}{run}")
-        skipped = dict.fromkeys(
-            (f"{c.row}: {c.teacher} -> {c.student}", c.skipped) for c in study.cells if c.skipped
-        )
-        lines += [f"  {'skipped':<10}{what}: {why}" for what, why in skipped]
-        lines += ["", f"  {len(runs)} runs: {_counts([states[r] for r in runs])}", ""]
-    lines.append(f"{len(states)} runs in all: {_counts(list(states.values()))}")
-    lines += _kept(plan)
+    for study in plan.studies.values():
+        lines += [*_about(study, plan, states, rates, runs), ""]
+    lines += _in_all(plan, states, rates, Results(results))
     return "\n".join(lines)
+
+
+def _about(
+    study: PlannedStudy, plan: Plan, states: Mapping[str, str], rates: Rates | None, listed: bool
+) -> Iterator[str]:
+    """A study: its runs, those that it shares, and what it skips."""
+    scale = study.scale + (f", on {study.ran_on}" if study.ran_on else "")
+    yield f"{study.name}: {study.study.title} (scale {scale})"
+    names = _runs(study, plan)
+    if listed:
+        yield from (f"  {states[name]:<10}{name}" for name in names)
+    yield f"  {_counted(names, plan)}: {_tally(states[name] for name in names)}"
+    for other, count in _shared(study, plan, names).items():
+        yield f"  shared with {other}: {_number(count, 'run')}"
+    skipped = Counter((c.row, c.recipe, c.teacher, c.student, c.skipped) for c in study.cells if c.skipped)
+    reasons: dict[str, list[str]] = {}
+    for row, recipe, teacher, student, why in skipped:
+        reasons.setdefault(why or "", []).append(f"{row}: {teacher} ({recipe}) -> {student}")
+    if skipped:
+        yield f"  {_number(sum(skipped.values()), 'cell')} skipped:"
+    for why, cells in reasons.items():
+        yield f"    {why}"
+        yield from textwrap.wrap("; ".join(cells), WIDTH, initial_indent="      ", subsequent_indent="      ")
+    if rates and names:
+        cost = _bill(plan, names, rates, states)
+        if cost.unknown < len(names):
+            yield f"  about {_hours(cost.hours)} and {_size(cost.disk)}"
+
+
+def _in_all(plan: Plan, states: Mapping[str, str], rates: Rates | None, results: Results) -> Iterator[str]:
+    """All studies together: their runs, hours, room on disk, and the longest path."""
+    names = [*plan.runs, *plan.benches]
+    yield f"{_counted(names, plan)} in all: {_tally(states[name] for name in names)}"
+    absent = dict.fromkeys(error.fix for error in missing_imports(plan, results) if error.fix)
+    yield from (f"first:   {command}" for command in absent)
+    if rates is None:
+        yield "hours: nothing is known of any device: no finished run, and no throughput.yaml"
+        return
+    cost = _bill(plan, names, rates, states)
+    yield from _told(
+        "hours", f"{_hours(cost.hours)} of one {rates.device}, {_hours(cost.left)} of them still to run"
+    )
+    yield from _told("", _basis(cost, rates))
+    data = prepared(plan)
+    yield from _told("disk", f"{_size(cost.disk + data)}, {_size(data)} of them prepared data")
+    yield from _told("kept", kept) if (kept := _kept(plan)) else ()
+    if path := longest_path(plan, rates):
+        total = sum(seconds for _, seconds in path)
+        yield from _told(
+            "longest",
+            f"{_hours(total / 3600)}, however many machines there are: data {plan.runs[path[0][0]].data}",
+        )
+        yield from (f"         -> {name} ({_hours(seconds / 3600)})" for name, seconds in path)
+
+
+def _basis(cost: Bill, rates: Rates) -> str:
+    """What the hours rest on."""
+    parts = []
+    if cost.measured:
+        parts.append(f"{_number(cost.measured, 'run')} by the measured speed of runs like them")
+    if cost.computed:
+        parts.append(
+            f"{_number(cost.computed, 'run')} by multiply-adds at {rates.rate:.2g} a second ({rates.source})"
+        )
+    if cost.unknown:
+        parts.append(f"{_number(cost.unknown, 'run')} not estimated")
+    return "; ".join(parts)
+
+
+def _told(title: str, text: str) -> list[str]:
+    first = f"{title + ':' if title else '':<9}"
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * 9, break_on_hyphens=False)
+
+
+def _runs(study: PlannedStudy, plan: Plan) -> list[str]:
+    """Names of a study's runs, those that only teach others included."""
+    own = [name for name, planned in plan.runs.items() if study.name in planned.studies]
+    return [*own, *dict.fromkeys(cell.run for cell in study.benches)]
+
+
+def _counted(names: Sequence[str], plan: Plan) -> str:
+    kinds = Counter("bench" if name in plan.benches else plan.runs[name].run.kind for name in names)
+    inside = ", ".join(f"{kinds[k]} {words[kinds[k] > 1]}" for k, words in KINDS.items() if kinds[k])
+    return f"{_number(len(names), 'run')} ({inside})" if inside else "no runs"
+
+
+def _shared(study: PlannedStudy, plan: Plan, names: Iterable[str]) -> dict[str, int]:
+    """How many of a study's runs each other study wants too."""
+    wanted = (plan.benches[n].studies if n in plan.benches else plan.runs[n].studies for n in names)
+    counts = Counter(other for studies in wanted for other in dict.fromkeys(studies) if other != study.name)
+    return dict(sorted(counts.items()))
+
+
+def _bill(plan: Plan, names: Iterable[str], rates: Rates, states: Mapping[str, str]) -> Bill:
+    return bill(plan, names, rates, {name: own in MADE for name, own in states.items()})
 
 
 def state(paths: RunPaths) -> str:
@@ -47,79 +167,34 @@ def bench_state(paths: RunPaths) -> str:
     return "cached" if paths.status.is_file() else "started" if paths.state.is_dir() else "missing"
 
 
-def compare_runs(a: str, b: str, results: Path) -> str:
-    """Settings and measures in which two runs differ.
-
-    Args:
-        a: name of a run's folder, or a part that only one name has.
-        b: another.
-        results: the results folder.
-
-    Raises:
-        UnknownNameError: no run, or more than one, has that name.
-    """
-    folders = [_find(name, results) for name in (a, b)]
-    lines = [f"A: {folders[0].root.name}", f"B: {folders[1].root.name}", ""]
-    specs = [dict(_flat(read_json(f.spec)["spec"])) for f in folders]
-    lines += ["settings that differ:", *_differences(specs[0], specs[1])]
-    values = [read_json(f.metrics)["values"] if f.metrics.is_file() else {} for f in folders]
-    lines += ["", "measures:"]
-    for key in dict.fromkeys([*values[0], *values[1]]):
-        x, y = values[0].get(key), values[1].get(key)
-        change = f"{y - x:+.4f}" if x is not None and y is not None else ""
-        lines.append(f"  {key:<16}{_number(x):>12}{_number(y):>12}{change:>12}")
-    return "\n".join(lines)
+def _tally(states: Iterable[str]) -> str:
+    return ", ".join(f"{count} {own}" for own, count in Counter(states).items()) or "none"
 
 
-def _find(part: str, results: Path) -> RunPaths:
-    folder = results / "runs"
-    if not folder.is_dir():
-        raise ResultsError(
-            "there are no runs", where=str(folder), fix="name the results folder with --results"
-        )
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    found = [n for n in names if n == part] or [n for n in names if part in n]
-    if not found:
-        raise UnknownNameError.of("run", part, names)
-    if len(found) > 1:
-        raise UnknownNameError(
-            f"'{part}' is part of {len(found)} runs: {', '.join(found[:4])}", fix="write more of it"
-        )
-    return RunPaths(folder / found[0])
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-    yield from (f"  {key:<40}{a.get(key)!s:>20}{b.get(key)!s:>20}" for key in keys)
-    if not keys:
-        yield "  none"
+def _hours(hours: float) -> str:
+    """A time in hours, or in minutes or seconds where that reads better."""
+    if 60 * hours < 1:
+        return f"{3600 * hours:.2g} s"
+    if hours < 1:
+        return f"{60 * hours:.2g} min"
+    return f"{hours:,.3g} h" if hours < 1000 else f"{hours:,.0f} h"
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _counts(states: list[str]) -> str:
-    return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) or "none"
-
-
-def _kept(plan: Plan) -> list[str]:
+def _kept(plan: Plan) -> str:
     """How much room the teachers' kept checkpoints take, in words; nothing where none are kept."""
     kept = [p for p in plan.runs.values() if p.checkpoints]
     if not kept:
-        return []
+        return ""
     count, unknown = sum(p.checkpoints for p in kept), sum(not p.parameters for p in kept)
     without = f", not counting {unknown} teachers whose classes are counted later" if unknown else ""
-    room = _size(sum(p.bytes for p in kept))
-    return [f"{count} checkpoints of {len(kept)} teachers are kept: about {room}{without}"]
+    return (
+        f"{count} checkpoints of {len(kept)} teachers are kept: about {_size(sum(p.bytes for p in kept))}"
+        f"{without}"
+    )
 
 
 def _size(size: float) -> str:
@@ -130,23 +205,58 @@ def _size(size: float) -> str:
     return f"{size:.3g} {units[0]}"
 
 
-def _as_json(plan: Plan, states: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "runs": {
-            name: {
-                "state": states[name],
-                "studies": p.studies,
-                "teacher": p.teacher,
-                "checkpoints": p.checkpoints,
-                "checkpoint_bytes": p.bytes,
-            }
-            for name, p in plan.runs.items()
+def _as_json(plan: Plan, states: Mapping[str, str], rates: Rates | None) -> dict[str, Any]:
+    def seconds(known: Estimate | None) -> dict[str, Any]:
+        return {"seconds": known.seconds, "measured": known.measured} if known else {}
+
+    trained = {
+        name: {
+            "state": states[name],
+            "kind": p.run.kind,
+            "studies": p.studies,
+            "teacher": p.teacher,
+            "checkpoints": p.checkpoints,
+            "checkpoint_bytes": p.bytes,
+            "bytes": room(p),
+            **(seconds(estimate(p, rates)) if rates else {}),
         }
-        | {name: {"state": states[name], "studies": b.studies} for name, b in plan.benches.items()},
+        for name, p in plan.runs.items()
+    }
+    benches = {
+        name: {"state": states[name], "kind": "bench", "studies": b.studies}
+        for name, b in plan.benches.items()
+    }
+    return {
+        "runs": trained | benches,
+        "studies": {
+            name: {
+                "title": study.study.title,
+                "scale": study.scale,
+                "runs": _runs(study, plan),
+                "shared": _shared(study, plan, _runs(study, plan)),
+            }
+            for name, study in plan.studies.items()
+        },
         "skipped": [
-            {"study": name, "method": c.row, "teacher": c.teacher, "student": c.student, "why": c.skipped}
+            {
+                "study": name,
+                "method": c.row,
+                "recipe": c.recipe,
+                "dataset": c.dataset,
+                "teacher": c.teacher,
+                "student": c.student,
+                "seed": c.seed,
+                "why": c.skipped,
+            }
             for name, study in plan.studies.items()
             for c in study.cells
             if c.skipped
+        ],
+        "device": rates and rates.device,
+        "rate": rates and {"multiply_adds_per_second": rates.rate, "source": rates.source},
+        "cost": rates and asdict(_bill(plan, states, rates, states)),
+        "data_bytes": prepared(plan),
+        "longest_path": [
+            {"run": name, "seconds": own} for name, own in (longest_path(plan, rates) if rates else [])
         ],
     }

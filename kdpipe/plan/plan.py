@@ -104,6 +104,36 @@ def weights(folder: str, checkpoint: str | None = None) -> str:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a run has to compute and to store, as the shapes of networks and images tell.
+
+    Attributes:
+        epochs: of the training, those of a first stage included; 0 for an imported network.
+        images: training images of an epoch.
+        step: multiply-adds of a training step for one of them: three forward passes of whatever learns (a
+            backward pass counts as two) and one of its teacher.
+        watched: images that are predicted after each epoch.
+        forward: multiply-adds of the network's forward pass for one image.
+        stored: images whose predictions are stored.
+        classes: their logits.
+        width: length of the network's last features.
+        networks: how many networks' weights are stored.
+        data: bytes of the prepared data set.
+    """
+
+    epochs: int
+    images: int
+    step: int
+    watched: int
+    forward: int
+    stored: int
+    classes: int
+    width: int
+    networks: int
+    data: int
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A run, what it stands on, and who wants it.
 
@@ -116,9 +146,10 @@ class PlannedRun:
         part: name of the folder of what was trained on top of its teacher, or None.
         keep_half: epochs whose weights are kept in float16.
         choices: names of the rules that pick one of its checkpoints -> what they choose among.
-        parameters: of its network, where the plan keeps checkpoints of it; 0 is not known.
+        parameters: of its network; 0 is not known.
         features: whether a study wants measures of its features.
         gradients: every how many epochs a study wants the loss terms' gradients compared; 0 is never.
+        work: what it takes; None where images or classes are counted when the data are prepared.
     """
 
     run: Run
@@ -132,6 +163,7 @@ class PlannedRun:
     parameters: int = 0
     features: bool = False
     gradients: int = 0
+    work: Work | None = None
 
     @property
     def checkpoints(self) -> int:
@@ -272,6 +304,7 @@ class Plan:
                     "parameters": p.parameters,
                     "features": p.features,
                     "gradients": p.gradients,
+                    "work": asdict(p.work) if p.work else None,
                 }
                 for name, p in self.runs.items()
             },
@@ -309,6 +342,7 @@ class Plan:
                 parameters=p["parameters"],
                 features=p["features"],
                 gradients=p["gradients"],
+                work=Work(**p["work"]) if p["work"] else None,
             )
             for name, p in data["runs"].items()
         }

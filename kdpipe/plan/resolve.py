@@ -40,6 +40,7 @@ from kdpipe.plan.imported import Imported, import_command, imported_run
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedBench, PlannedRun, PlannedStudy, Printed
 from kdpipe.plan.reference import read_printed
 from kdpipe.plan.study import Chain, Entry, Pair, Protocols, Scale, Study
+from kdpipe.plan.work import forward_of, work_of
 
 NONE: Mapping[str, Any] = {}
 
@@ -414,7 +415,7 @@ class _StudyResolver:
                 fix=f"{command} prints its entry",
             )
         run = imported_run(self.dataset, self.models[pair.teacher], sha256, self.data.test_samples)
-        self.runs.setdefault(run.name, PlannedRun(run, None, self.dataset.folder, studies=(self.name,)))
+        self._plan(run, None, None)
         return run.name
 
     def _teacher(self, pair: Pair, recipe: Entry, seed: int) -> str:
@@ -538,7 +539,6 @@ class _StudyResolver:
         if not epochs:
             return
         planned = self.runs[teacher]
-        planned = replace(planned, parameters=self._parameters(planned.run))
         if self.precision == "float32":
             self.runs[teacher] = replace(planned, keep=tuple(sorted({*planned.keep, *epochs})))
         else:
@@ -574,10 +574,24 @@ class _StudyResolver:
             recipe=recipe,
             later=objective.later,
         )
+        self._plan(run, objective.instance, teacher, part)
+        return run.name
+
+    def _plan(self, run: Run, objective: Any, teacher: str | None, part: str | None = None) -> None:
+        """Note that a run is wanted, unless it is already."""
         name = run.name
-        if name not in self.runs:
-            self.runs[name] = PlannedRun(run, teacher, self.dataset.folder, studies=(self.name,), part=part)
-        return name
+        if name in self.runs:
+            return
+        taught_by = self.runs[teacher].run.spec.model.name if teacher else None
+        self.runs[name] = PlannedRun(
+            run,
+            teacher,
+            self.dataset.folder,
+            studies=(self.name,),
+            part=part,
+            parameters=0 if run.kind == "part" else self._parameters(run),
+            work=work_of(run.spec, self.dataset, objective, taught_by),
+        )
 
     def _spec(
         self,
@@ -661,16 +675,20 @@ class _StudyResolver:
         return reason
 
     def _check_sides(self, site: _Site, models: Iterable[str], key: str) -> None:
-        """Refuse networks that take images of another size only."""
-        side = site.dataset.shape[1]
+        """Refuse networks that take images of another size only, and those that need larger ones."""
+        shape, where = site.dataset.shape, f"{self.where}, key '{key}'"
         for name in models:
             spec = self.models[name]
-            if spec.fixed and spec.side != side:
+            if spec.fixed and spec.side != shape[1]:
                 raise ConfigError(
                     f"{name} takes images of {spec.side} pixels only; "
-                    f"those of {site.dataset.name} have {side}",
-                    where=f"{self.where}, key '{key}'",
+                    f"those of {site.dataset.name} have {shape[1]}",
+                    where=where,
                 )
+            try:
+                forward_of(name, site.dataset.num_classes or 2, shape)
+            except ConfigError as error:
+                raise error.at(where) from None
 
     def _read_protocol(self, name: str) -> ProtocolFile:
         file = read_protocol(name, self.folder, f"{self.where}, key 'protocol'")
@@ -769,7 +787,6 @@ def _merge(plans: list[Plan]) -> Plan:
                 keep=tuple(sorted({*known.keep, *planned.keep})),
                 keep_half=tuple(sorted({*known.keep_half, *planned.keep_half})),
                 choices={**known.choices, **planned.choices},
-                parameters=known.parameters or planned.parameters,
                 studies=tuple(dict.fromkeys((*known.studies, *planned.studies))),
                 features=known.features or planned.features,
                 gradients=min(filter(None, (known.gradients, planned.gradients)), default=0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -24,6 +25,13 @@ def _or_one(schema: dict[str, Any]) -> None:
     """Let the JSON schema of a list allow what the class allows: one name alone."""
     listed = {key: schema.pop(key) for key in ("type", "items", "minItems")}
     schema["anyOf"] = [{"type": "string"}, listed]
+
+
+def _no_label(kind: str, label: str, known: Collection[str]) -> str:
+    """What to say of a label that no entry has."""
+    near = nearest(label, known)
+    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+    return f"no {kind} of the study is called '{label}'; {hint}"
 
 
 class Protocols(Frozen):
@@ -316,9 +324,14 @@ class Study(Frozen):
         description="of kept epochs; float16 halves the files and rounds weights to 11 bits, and predictions "
         "and students of these epochs are made from the rounded ones (never the last epoch's)",
     )
-    figures: tuple[Literal["reliability", "tsne", "correlation", "gradients"], ...] = Field(
+    figures: tuple[
+        Literal["loss_curves", "sensitivity", "cost", "reliability", "tsne", "correlation", "gradients"],
+        ...,
+    ] = Field(
         (),
-        description="diagrams of the first pair and seed (12 networks at most), beside the learning curves",
+        description="figures beside the learning curves: loss after each epoch; accuracy against the setting "
+        "in which entries differ, or against time and parameters; the last four show networks of the first "
+        "pair and seed (12 at most)",
     )
     gradients: int = Field(
         0, ge=0, description="compare the loss terms' gradients every so many epochs; 0 is never"
@@ -370,18 +383,19 @@ class Study(Frozen):
             if twice:
                 raise ValueError(f"{key}: '{twice[0]}' is listed twice; give each entry its own label")
         places = [(p.dataset or self.dataset, p.teacher, p.student) for p in self.pairs]
-        if len(set(places)) != len(places):
-            raise ValueError("pairs: a pair is listed twice")
+        double = next((place for place in places if places.count(place) > 1), None)
+        if double:
+            raise ValueError(f"pairs: {double[1]} -> {double[2]} is listed twice for {double[0]}")
         methods, recipes = {e.label for e in self.methods}, {e.label for e in self.recipes}
         for curve in self.curves:
             if curve.method not in methods:
-                raise ValueError(f"curves: method '{curve.method}' is not among the study's methods")
+                raise ValueError(f"curves: {_no_label('method', curve.method, methods)}")
         if self.baseline and self.baseline not in methods:
-            raise ValueError(f"baseline: '{self.baseline}' is not among the study's methods")
+            raise ValueError(f"baseline: {_no_label('method', self.baseline, methods)}")
         for entry in self.methods:
             strange = [label for label in entry.recipes if label not in recipes]
             if strange:
-                raise ValueError(f"methods: '{entry.label}' is for recipe '{strange[0]}', which is not there")
+                raise ValueError(f"methods: '{entry.label}': {_no_label('recipe', strange[0], recipes)}")
         if any(entry.recipes for entry in self.recipes):
             raise ValueError("recipes: 'recipes' is a key of methods")
         return self

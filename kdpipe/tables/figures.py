@@ -8,25 +8,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdpipe.core.errors import ResultsError
 from kdpipe.core.files import atomic
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.plan import TEACHER, Cell, PlannedStudy
 from kdpipe.plan.study import Pair
-from kdpipe.tables.layout import Layout, block_title, pair_title
+from kdpipe.tables.layout import Layout, block_title, heading, site
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Quantity = Literal["top1", "loss"]
+
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, less its faint yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK, GREY = "#000000", "#767676"
+LETTER, HANDLE, LINE = 0.075, 0.6, 0.19  # inches of a legend's letter, of what stands before it, of a row
 COLUMNS = 4  # panels beside each other, at most
 _STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -63,15 +66,17 @@ class Look:
         return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
 
 
-def draw_learning_curves(study: PlannedStudy, results: Results, stem: Path) -> list[Path]:
-    """Draw accuracy after each epoch, with a panel per pair and recipe.
+def draw_learning_curves(
+    study: PlannedStudy, results: Results, stem: Path, quantity: Quantity = "top1"
+) -> list[Path]:
+    """Draw accuracy or loss after each epoch, with a panel per pair and recipe.
 
     Returns:
         The files written: an SVG, a PNG and a CSV.
     """
     with house_style():
-        data = learning_data(study, results)
-        return save(_learning_figure(study, data), data, stem)
+        data = learning_data(study, results, quantity)
+        return save(_learning_figure(study, data, quantity), data, stem)
 
 
 def draw_sampling(study: PlannedStudy, layout: Layout, stem: Path) -> list[Path]:
@@ -85,24 +90,33 @@ def draw_sampling(study: PlannedStudy, layout: Layout, stem: Path) -> list[Path]
         return save(_sampling_figure(study, layout, data), data, stem)
 
 
-def learning_data(study: PlannedStudy, results: Results) -> pd.DataFrame:
-    """Accuracy after each epoch: mean, least and greatest over the seeds.
+def learning_data(study: PlannedStudy, results: Results, quantity: Quantity = "top1") -> pd.DataFrame:
+    """Accuracy or loss after each epoch: mean, least and greatest over the seeds.
 
     Returns:
-        Columns row, recipe, teacher, student, epoch, mean, min, max (all %) and n (seeds). The accuracy
-        is that on the validation set where the study holds one out, else on the test set.
+        Columns row, recipe, dataset, teacher, student, epoch, mean, min, max (accuracy in %, loss in nats)
+        and n (seeds). They are of the validation set where the study holds one out, else of the test set.
+        Runs whose history lacks the quantity are left out.
 
     Raises:
         ResultsError: a history cannot be read.
     """
     import pandas as pd
 
-    keys = ["row", "recipe", "teacher", "student", "epoch"]
-    score = f"{split(study)}_top1"
+    keys = ["row", "recipe", "dataset", "teacher", "student", "epoch"]
+    score = f"{split(study)}_{quantity}"
 
     @cache
     def history(run: str) -> pd.DataFrame | None:
-        return _read_history(results.run(run), score)
+        paths = results.run(run)
+        found = read_history(paths)
+        if found is None or (score not in found and quantity == "loss"):  # older ones have no loss
+            return None
+        if score not in found:
+            raise ResultsError(
+                f"a history lacks '{score}'", where=str(paths.history), fix="make the run again"
+            )
+        return found[["epoch", score]]
 
     tables = []
     for cell in study.cells:
@@ -120,8 +134,8 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
     """The checkpoint-sampling curves: accuracy of teacher and student against the teacher's epoch.
 
     Returns:
-        Columns curve, row, recipe, teacher, student, epoch, rule (that picks the epoch), mean, std (in the
-        measure's unit) and n (seeds).
+        Columns curve, row, recipe, dataset, teacher, student, epoch, rule (that picks the epoch), mean, std
+        (in the measure's unit) and n (seeds).
     """
     import pandas as pd
 
@@ -130,6 +144,7 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
             "curve": block.columns[1].label,
             "row": e.place.row,
             "recipe": e.place.recipe,
+            "dataset": e.place.dataset,
             "teacher": e.place.teacher,
             "student": e.place.student,
             "epoch": e.place.epoch,
@@ -143,7 +158,8 @@ def sampling_data(layout: Layout) -> pd.DataFrame:
         for e in line.entries
         if e.place.part == "curve"
     ]
-    columns = ["curve", "row", "recipe", "teacher", "student", "epoch", "rule", "mean", "std", "n"]
+    keys = ["curve", "row", "recipe", "dataset", "teacher", "student", "epoch", "rule"]
+    columns = [*keys, "mean", "std", "n"]
     types = {"epoch": "Int64", "mean": "float64", "std": "float64"}
     return pd.DataFrame(rows, columns=columns).astype(types)
 
@@ -175,58 +191,70 @@ def _keys(cell: Cell) -> dict[str, str]:
     return {
         "row": cell.row,
         "recipe": cell.recipe or "",
+        "dataset": cell.dataset,
         "teacher": cell.teacher or "",
         "student": cell.student or "",
     }
 
 
-def _read_history(paths: RunPaths, score: str) -> pd.DataFrame | None:
-    """Columns `epoch` and `score` of a history; None when there is none (yet), or no epoch was finished."""
+def read_history(paths: RunPaths) -> pd.DataFrame | None:
+    """A run's history, a row per epoch; None when there is none (yet), or no epoch was finished.
+
+    Raises:
+        ResultsError: it cannot be read.
+    """
     import pandas as pd
 
     if not paths.history.is_file():
         return None
     try:
         table = pd.read_csv(paths.history)
-        return table[["epoch", score]] if len(table) else None
+        table["epoch"]
     except (ValueError, KeyError, OSError) as error:
         raise ResultsError(
             f"a history cannot be read: {error}", where=str(paths.history), fix="make the run again"
         ) from error
+    return table if len(table) else None
 
 
-def _learning_figure(study: PlannedStudy, data: pd.DataFrame) -> Figure:
+def _learning_figure(study: PlannedStudy, data: pd.DataFrame, quantity: Quantity) -> Figure:
     """A panel per pair and recipe; the panels of a pair share their scale."""
     recipes = [recipe.label for recipe in study.study.recipes]
     panels = [(pair, recipe) for pair in study.study.pairs for recipe in recipes]
-    figure, axes = _panels(len(panels), len(recipes))
+    figure, axes = panelled(len(panels), len(recipes))
     styles = looks(study)
     for axis, (pair, recipe) in zip(axes, panels, strict=True):
-        axis.set_title(f"{pair_title(pair.teacher, pair.student)}\n{recipe} teacher")
-        lines = {row: _line_of(data, row, recipe, pair) for row in styles}
+        axis.set_title(f"{heading(study.study, pair)}\n{recipe} teacher")
+        here = data[data["dataset"] == site(study.study, pair)]
+        lines = {row: _line_of(here, row, recipe, pair) for row in styles}
         for index, (row, line) in enumerate(lines.items()):
             if not line.empty:
                 _band(axis, line, row, styles[row], index)
-        _finish(axis, "epoch", empty=not axis.lines)
+        finish_axis(axis, "epoch", empty=not axis.lines)
     for start in range(0, len(axes), len(recipes)):
-        _zoom(axes[start : start + len(recipes)])
+        _zoom(axes[start : start + len(recipes)], falling=quantity == "loss")
     name = {"val": "validation", "test": "test"}[split(study)]
-    figure.supylabel(f"{name} top-1 (%)", fontsize=9)
-    _legend(figure, axes)
+    figure.supylabel(f"{name} {'loss (nats)' if quantity == 'loss' else 'top-1 (%)'}", fontsize=9)
+    shared_legend(figure, axes)
     return figure
 
 
-def _zoom(axes: Sequence[Axes]) -> None:
-    """One vertical scale for some panels, from the least mean after the first third of the epochs.
+def _zoom(axes: Sequence[Axes], *, falling: bool) -> None:
+    """One vertical scale for some panels, from (if they fall: up to) what the means are after a third.
 
-    The first epochs climb so far that on their scale the lines of all methods would lie on each other.
+    The first epochs climb or fall so far that on their scale the lines of all methods would lie on each
+    other.
     """
     import numpy as np
 
     means = [np.asarray(line.get_ydata(), dtype=float) for axis in axes for line in axis.lines]
     late = [mean[len(mean) // 3 :] for mean in means]
-    if late:
-        low, high = np.nanmin(np.concatenate(late)), np.nanmax(np.concatenate(means))
+    finite = np.concatenate([*late, []])
+    finite = finite[np.isfinite(finite)]
+    if len(finite):
+        every = np.concatenate(means)
+        every = every[np.isfinite(every)]
+        low, high = (every.min(), finite.max()) if falling else (finite.min(), every.max())
         margin = 0.05 * (high - low) or 1.0
         for axis in axes:
             axis.set_ylim(low - margin, high + margin)
@@ -254,36 +282,40 @@ def _band(axis: Axes, line: pd.DataFrame, label: str, look: Look, index: int) ->
 def _sampling_figure(study: PlannedStudy, layout: Layout, data: pd.DataFrame) -> Figure:
     """A row of two panels per curve and pair: the teacher's accuracy, and the student's."""
     curves = [(curve.method, pair) for curve in study.study.curves for pair in study.study.pairs]
-    figure, axes = _panels(2 * len(curves), 2)
+    figure, axes = panelled(2 * len(curves), 2)
     recipes = dict(zip([r.label for r in study.study.recipes], palette(), strict=False))
     for index, (method, pair) in enumerate(curves):
         own = data[
-            (data["curve"] == method) & (data["teacher"] == pair.teacher) & (data["student"] == pair.student)
+            (data["curve"] == method)
+            & (data["dataset"] == site(study.study, pair))
+            & (data["teacher"] == pair.teacher)
+            & (data["student"] == pair.student)
         ].dropna(subset=["epoch"])
         for axis, row in zip(axes[2 * index : 2 * index + 2], (TEACHER, method), strict=True):
             for nth, (recipe, look) in enumerate(recipes.items()):
                 points = own[(own["recipe"] == recipe) & (own["row"] == row)].dropna(subset=["mean"])
                 if not points.empty:
-                    _points(axis, points, recipe, look, beside=nth - (len(recipes) - 1) / 2)
+                    draw_points(axis, points, "epoch", recipe, look, beside=nth - (len(recipes) - 1) / 2)
             who = f"teacher {pair.teacher}" if row == TEACHER else f"student {pair.student}, {method}"
-            axis.set_title(who)
+            several = len(study.study.datasets) > 1
+            axis.set_title(f"{site(study.study, pair)}: {who}" if several else who)
             axis.set_ylabel(block_title(study.study.metrics[0]).replace(", higher is better", ""))
-            _finish(axis, "teacher epoch", empty=not axis.lines, ticks=sorted(set(own["epoch"])))
-    _legend(figure, axes, title="teacher's recipe")
+            finish_axis(axis, "teacher epoch", empty=not axis.lines, ticks=sorted(set(own["epoch"])))
+    shared_legend(figure, axes, title="teacher's recipe")
     return figure
 
 
-def _points(axis: Axes, points: pd.DataFrame, label: str, look: Look, beside: float) -> None:
-    """Means with bars of one standard deviation, `beside` hundredths of the range off their epoch.
+def draw_points(axis: Axes, points: pd.DataFrame, x: str, label: str, look: Look, beside: float = 0) -> None:
+    """Means with bars of one standard deviation, `beside` hundredths of the range off their place.
 
-    Drawn at their very epoch, the bars of several recipes would cover each other.
+    Drawn at their very place, the bars of several recipes would cover each other.
     """
-    epochs, spread = points["epoch"].astype(float), points["std"].fillna(0.0)
-    shifted = epochs + beside * (epochs.max() - epochs.min()) / 100
+    places, spread = points[x].astype(float), points["std"].fillna(0.0)
+    shifted = places + beside * (places.max() - places.min()) / 100
     axis.errorbar(shifted, points["mean"], spread, capsize=2.5, label=label, **look.options())
 
 
-def _panels(count: int, per_row: int) -> tuple[Figure, Sequence[Axes]]:
+def panelled(count: int, per_row: int) -> tuple[Figure, Sequence[Axes]]:
     """A figure of `count` panels, at most `COLUMNS` beside each other."""
     from matplotlib.figure import Figure
 
@@ -294,7 +326,8 @@ def _panels(count: int, per_row: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, axes
 
 
-def _finish(axis: Axes, xlabel: str, *, empty: bool, ticks: Sequence[int] = ()) -> None:
+def finish_axis(axis: Axes, xlabel: str, *, empty: bool, ticks: Sequence[int] = ()) -> None:
+    """Label the horizontal axis, which counts in whole numbers, and say where there is nothing to show."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_xlabel(xlabel)
@@ -306,13 +339,15 @@ def _finish(axis: Axes, xlabel: str, *, empty: bool, ticks: Sequence[int] = ()) 
         axis.text(0.5, 0.5, "no results yet", ha="center", va="center", transform=axis.transAxes, color=GREY)
 
 
-def _legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
+def shared_legend(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
     """One legend below all panels, so that it covers no data."""
     shown: dict[str, Any] = {}
     for axis in axes:
         shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if shown:
-        columns = min(len(shown), 8 if len(axes) > 1 else 4)
+        longest = max(len(label) for label in shown) * LETTER + HANDLE
+        columns = max(1, min(len(shown), 8, int(figure.get_figwidth() / longest)))
+        figure.set_figheight(figure.get_figheight() + (math.ceil(len(shown) / columns) - 1) * LINE)
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, title=title)
 
 

@@ -12,10 +12,11 @@ from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
 from kdpipe.tables.benches import draw_bench
 from kdpipe.tables.chains import CHAIN_PLOTS
 from kdpipe.tables.collect import read_metrics
-from kdpipe.tables.figures import draw_learning_curves, draw_sampling, house_style, save
-from kdpipe.tables.layout import lay_out
+from kdpipe.tables.figures import Quantity, draw_learning_curves, draw_sampling, house_style, save
+from kdpipe.tables.layout import lay_out, site
 from kdpipe.tables.plots import draw_plot
 from kdpipe.tables.ranks import draw_ranks
+from kdpipe.tables.sweeps import draw_cost, draw_sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,8 @@ PANELS = 12  # at most; further networks are left out
 def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) -> list[Path]:
     """Draw one figure of a study.
 
-    `reliability`, `tsne`, `correlation` and `gradients` show the networks of the study's first pair and first
+    `sensitivity` and `cost` are of the study's tabled cells. `reliability`, `tsne`, `correlation` and
+    `gradients` show the networks of the study's first pair and first
     seed, teachers first; those that collapsed or are not made yet are left out.
 
     Returns:
@@ -40,36 +42,44 @@ def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) ->
     stem.parent.mkdir(parents=True, exist_ok=True)
     if name in study.plots:
         return draw_bench(name, study, plan, results)
-    if name == "learning_curves":
-        return draw_learning_curves(study, results, stem)
+    if name in CURVES:
+        return draw_learning_curves(study, results, stem, CURVES[name])
     if name == "sampling":
         return draw_sampling(study, lay_out(study, plan, results), stem)
     if name == "ranks" and study.study.pairs:
         return draw_ranks(lay_out(study, plan, results), stem)
     if name in CHAIN_PLOTS:
         return draw_plot(CHAIN_PLOTS[name](study, lay_out(study, plan, results)), stem)
+    if name in SWEEPS and study.study.pairs:
+        return SWEEPS[name](study, plan, results, stem)
     if name not in DRAWN or not study.study.pairs:
-        raise UnknownNameError.of("figure", name, [*study.figures, *study.plots, *DRAWN])
+        raise UnknownNameError.of("figure", name, [*study.figures, *study.plots, *CURVES, *SWEEPS, *DRAWN])
     return DRAWN[name](list(_networks(study, plan, results))[:PANELS], stem)
 
 
 Network = tuple[str, RunPaths, RunPaths | None]
-"""Title, folder, and folder of its teacher."""
+"""Title, folder, and folder of the teacher that it is compared with."""
 
 
 def _networks(study: PlannedStudy, plan: Plan, results: Results) -> Iterator[Network]:
-    pair, seed = study.study.pairs[0], min(c.seed for c in study.cells)
+    """The first pair's networks of the first seed; a student alone is compared with the first teacher."""
+    pair, seed = study.study.pairs[0], min(c.seed for c in study.cells if c.part == "table")
     shown = [
         c
         for c in study.cells
         if c.part == "table" and c.seed == seed and c.run and c.student in (None, pair.student)
+        if c.teacher in (None, pair.teacher) and c.dataset == site(study.study, pair)
     ]
+    first = None
     for cell in sorted(shown, key=lambda c: c.row != TEACHER):
         run = results.run(cell.run or "")
         found = read_metrics(run)
-        if cell.teacher in (None, pair.teacher) and found and found["status"] == "finished":
-            teacher = plan.teacher_place(cell.run or "")
-            yield _title(cell), run, RunPaths(results.root / teacher) if teacher else None
+        if found and found["status"] == "finished":
+            place = plan.teacher_place(cell.run or "")
+            teacher = RunPaths(results.root / place) if place else None
+            if cell.row == TEACHER:
+                first = first or run
+            yield _title(cell), run, teacher if cell.recipe else first
 
 
 def _title(cell: Cell) -> str:
@@ -102,15 +112,19 @@ def _tsne(networks: list[Network], stem: Path) -> list[Path]:
 
 
 def _correlation(networks: list[Network], stem: Path) -> list[Path]:
-    from kdpipe.evaluation.evaluate import load_predictions
+    from kdpipe.evaluation.evaluate import load_auxiliary, load_predictions
     from kdpipe.evaluation.geometry import correlation_difference
     from kdpipe.tables.diagrams import draw_correlation
 
     found = {}
     for title, run, teacher in networks:
-        if teacher is not None:
-            own, theirs = (load_predictions(place.predictions) for place in (run, teacher))
-            found[title] = correlation_difference(own.logits, theirs.logits)
+        if teacher is None:
+            continue
+        theirs = load_predictions(teacher.predictions)
+        found[title] = correlation_difference(load_predictions(run.predictions).logits, theirs.logits)
+        second = load_auxiliary(run.predictions)
+        if second is not None:
+            found[f"{title}, auxiliary head"] = correlation_difference(second.logits, theirs.logits)
     return draw_correlation(found, stem) if found else _nothing(stem)
 
 
@@ -176,3 +190,5 @@ DRAWN: dict[str, Callable[[list[Network], Path], list[Path]]] = {
     "correlation": _correlation,
     "gradients": _gradients,
 }
+CURVES: dict[str, Quantity] = {"learning_curves": "top1", "loss_curves": "loss"}
+SWEEPS = {"sensitivity": draw_sensitivity, "cost": draw_cost}

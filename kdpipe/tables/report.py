@@ -35,6 +35,15 @@ FIGURES = {
         "Accuracy after each epoch: mean over the seeds, with a band from the least to the greatest. "
         "The first epochs may lie below the axis."
     ),
+    "loss_curves": "Loss after each epoch: mean over the seeds, with a band from the least to the greatest.",
+    "sensitivity": (
+        "Accuracy against the setting in which entries of one recipe or method differ, all others being "
+        "equal; mean over the seeds ± sample standard deviation. The vertical line marks the default."
+    ),
+    "cost": (
+        "Accuracy of the students against the time of a training step and the parameters that are trained "
+        "beside the student's own; mean over the seeds ± sample standard deviation."
+    ),
     "sampling": (
         "Checkpoint sampling: accuracy of the teacher, and of the student taught by it, against the "
         "teacher's epoch; mean over the seeds ± sample standard deviation. Recipes are drawn side by side."

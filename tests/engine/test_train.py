@@ -228,6 +228,30 @@ def test_it_learns_and_leaves_what_it_promises(prepared, teacher):
     assert teacher.checkpoint(2).is_file()
 
 
+def test_the_loss_of_each_epoch_is_that_of_the_predictions(teacher):
+    stored = np.load(teacher.predictions)
+    logits, labels = (torch.from_numpy(stored[f"test_{name}"]) for name in ("logits", "labels"))
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    assert float(history(teacher)[-1]["test_loss"]) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("method", ["dhkd", "dual_head_kd", "kd"])
+def test_predictions_of_a_second_head_are_kept(prepared, teacher, tmp_path, method):
+    t = trainer("method", method, tmp_path, prepared, teacher, split="train-val")
+    t.train()
+    stored = np.load(RunPaths(tmp_path).predictions)
+    if method == "kd":
+        assert "test_auxiliary" not in stored
+        return
+    assert stored["val_auxiliary"].shape == stored["val_logits"].shape
+    images = torch.from_numpy(np.asarray(prepared.test.images[stored["test_index"]]))
+    with torch.no_grad():
+        features = t.catch(t.normalise(images))["embed"]
+        logits = t.objective.head.eval()(features)
+    np.testing.assert_allclose(stored["test_auxiliary"], logits, rtol=1e-4, atol=1e-5)
+    assert np.abs(stored["test_auxiliary"] - stored["test_logits"]).max() > 0.01
+
+
 def test_with_a_hold_out_the_test_set_stays_closed(prepared, teacher, tmp_path):
     trainer("method", "scratch", tmp_path, prepared, teacher, split="train-val").train()
     paths = RunPaths(tmp_path)

@@ -83,7 +83,10 @@ def test_bare_names_become_entries():
         ({"seeds": [-1]}, r"key 'seeds\.0'"),
         ({"methods": ["kd", "kd"]}, "'kd' is listed twice"),
         ({"methods": [{"name": "kd", "label": "teacher"}]}, "use another label"),
-        ({"curves": [{"method": "dkd", "epochs": [1]}]}, "method 'dkd' is not among"),
+        (
+            {"curves": [{"method": "dkd", "epochs": [1]}]},
+            "no method of the study is called 'dkd'; did you mean 'kd'",
+        ),
         ({"pairs": [{"teacher": "a", "studnet": "b"}]}, "unknown key 'studnet'"),
         ({"pairs": [{"teacher": "a"}]}, r"pairs\.0\.student' is missing"),
         ({"dataset": 3}, r"valid string \(got 3\)"),

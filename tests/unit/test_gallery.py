@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kdpipe.plan.study import Study
-from kdpipe.tables.gallery import DRAWN, PANELS, draw_figure
+from kdpipe.tables.gallery import CURVES, DRAWN, PANELS, SWEEPS, draw_figure
 from tests.unit.synthetic import Made
 
 SAMPLES, CLASSES = 40, 4
@@ -28,7 +28,8 @@ def stored(made: Made, seed: int = 0) -> None:
             "test_labels": labels,
             "test_index": index,
         }
-        np.savez(paths.predictions, **arrays)
+        aux = {"test_auxiliary": -arrays["test_logits"]} if "_dkd_" in name else {}
+        np.savez(paths.predictions, **arrays, **aux)
         np.savez(paths.features, test_features=rng.normal(size=(SAMPLES, 5)), **arrays)
         history = pd.read_csv(paths.history)
         history["cosine_ce_kd_backbone"] = np.where(history["epoch"] % 5 == 0, -0.5, np.nan)
@@ -44,7 +45,9 @@ def made(tmp_path: Path) -> Made:
 
 def test_every_figure_that_a_study_may_name_can_be_drawn() -> None:
     allowed = Study.model_fields["figures"].annotation
-    assert all(f"'{name}'" in str(allowed) for name in DRAWN)
+    drawn = [name for name in (*CURVES, *SWEEPS, *DRAWN) if name != "learning_curves"]  # always drawn
+    assert all(f"'{name}'" in str(allowed) for name in drawn)
+    assert str(allowed).count("'") == 2 * len(drawn)
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -72,7 +75,7 @@ def test_what_collapsed_is_left_out(made: Made) -> None:
     titles = set(pd.read_csv(file).iloc[:, 0])
     assert "kd (standard)" not in titles
     assert "kd (soteacher)" in titles
-    assert "scratch" not in titles  # it has no teacher
+    assert "scratch" in titles  # beside the first teacher
 
 
 def test_the_cosines_are_those_of_the_history(made: Made) -> None:
@@ -89,3 +92,12 @@ def test_nothing_to_show_is_said(made: Made, name: str) -> None:
         made.collapse(run, 1)
     svg, *_ = draw_figure(name, made.study, made.plan, made.results)
     assert svg.stat().st_size > 500
+
+
+def test_a_head_that_was_dropped_has_a_panel_of_its_own(made: Made) -> None:
+    *_, file = draw_figure("correlation", made.study, made.plan, made.results)
+    data = pd.read_csv(file).set_index("network")["difference"]
+    assert "dkd (standard), auxiliary head" in data.index
+    assert "kd (standard), auxiliary head" not in data.index
+    own, second = (data[f"dkd (standard){head}"].to_numpy() for head in ("", ", auxiliary head"))
+    np.testing.assert_allclose(own, second, atol=1e-6)  # correlations of logits and of their negatives

@@ -29,6 +29,7 @@ ASKS_PLUGINS = {  # and so imports torch; no Snakefile does
     "kdpipe/plan/cards.py",
     "kdpipe/plan/datasets.py",
     "kdpipe/plan/benches.py",
+    "kdpipe/plan/work.py",
 }
 
 
