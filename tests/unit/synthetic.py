@@ -148,21 +148,29 @@ class Made:
 
     def _column(self, teacher: str, student: str, recipe: str, seed: int) -> None:
         own = self._add(teacher, recipe, seed, recipe=recipe)
-        self.cells.append(Cell("table", TEACHER, recipe, teacher, None, seed, None, own))
+        self.cells.append(Cell("table", TEACHER, recipe, teacher, None, seed, None, own, dataset="digits"))
         for method in self.methods:
             if method == "scratch":
                 run = self._add(student, None, seed, method=method)
-                self.cells.append(Cell("table", method, None, None, student, seed, None, run))
+                self.cells.append(
+                    Cell("table", method, None, None, student, seed, None, run, dataset="digits")
+                )
             elif method in self.skip:
-                self.cells.append(Cell("table", method, recipe, teacher, student, seed, None, None, SKIPPED))
+                self.cells.append(
+                    Cell(
+                        "table", method, recipe, teacher, student, seed, None, None, SKIPPED, dataset="digits"
+                    )
+                )
             else:
                 run = self._add(student, recipe, seed, method=method, teacher=own)
-                self.cells.append(Cell("table", method, recipe, teacher, student, seed, None, run))
+                self.cells.append(
+                    Cell("table", method, recipe, teacher, student, seed, None, run, dataset="digits")
+                )
         for epoch in self.curve:
             at = None if epoch == EPOCHS else epoch
             run = self._add(student, recipe, seed, method="kd", teacher=own, epoch=at)
-            self.cells.append(Cell("curve", "kd", recipe, teacher, student, seed, at, run))
-            self.cells.append(Cell("curve", TEACHER, recipe, teacher, None, seed, at, own))
+            self.cells.append(Cell("curve", "kd", recipe, teacher, student, seed, at, run, dataset="digits"))
+            self.cells.append(Cell("curve", TEACHER, recipe, teacher, None, seed, at, own, dataset="digits"))
 
     def _add(
         self,
