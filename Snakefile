@@ -29,10 +29,10 @@ rule all:
 
 
 onsuccess:
-    shell("kdpipe sync --lenient --plan {PLAN_FILE} --results {RESULTS} {TRACKING}")
+    shell(SYNC)
     for study in PLAN.studies:
         shell("kdpipe table --show {study} --plan {PLAN_FILE} --results {RESULTS}")
 
 
 onerror:
-    shell("kdpipe sync --lenient --plan {PLAN_FILE} --results {RESULTS} {TRACKING}")
+    shell(SYNC)

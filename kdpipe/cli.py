@@ -514,12 +514,15 @@ def report(
     override: Override = [],  # noqa: B006
     plan_file: PlanFile = None,
     results: ResultsFolder = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's address, to link the runs that it has; see `kdpipe sync`")
+    ] = None,
 ) -> None:
     """Render the report of all configured studies."""
     from kdpipe.tables.report import report as render_report
 
-    resolved, root, _ = _planned(config, override, plan_file, results)
-    print(render_report(resolved, root))
+    resolved, root, tracking = _planned(config, override, plan_file, results)
+    print(render_report(resolved, root, uri or tracking))
 
 
 @app.command()

@@ -1,24 +1,22 @@
-"""The report: one page with every study's tables, figures, runs and where they come from."""
+"""The report: a small site with every study's tables, figures, runs and where they come from."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from kdpipe.core.files import write_text
-from kdpipe.core.ids import canonical
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results
-from kdpipe.core.specs import BenchRun, Frozen, Run
+from kdpipe.core.plot import Verdict
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
-from kdpipe.tables.collect import Measurement, read_provenance
+from kdpipe.tables.collect import Measurement
 from kdpipe.tables.layout import (
     Block,
+    Entry,
     Layout,
     Told,
     block_title,
@@ -28,7 +26,9 @@ from kdpipe.tables.layout import (
     pair_title,
     scale_note,
 )
-from kdpipe.tables.pages import embedded_json, embedded_svg, page
+from kdpipe.tables.pages import FOLDER, Site, page, script
+from kdpipe.tables.report_plugins import beside, write_plugins
+from kdpipe.tables.report_runs import RunPages
 
 FIGURES = {
     "learning_curves": (
@@ -77,7 +77,20 @@ FIGURES = {
     ),
 }
 DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html", "verdicts.csv")
-_ENVIRONMENT = ("kdpipe", "python", "torch", "numpy", "device", "threads")
+FOLDERS = ("studies", "runs", "methods", "recipes", "data", "figures", "parts")
+PARTS = ("style.css", "site.js", "study.js", "run.js")
+_VERDICTS = ("holds", "fails", "undecided")
+_CLAIMS = "Statements of the paper"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the template needs it: its name, caption, files by ending, and verdicts if any."""
+
+    name: str
+    caption: str
+    files: tuple[tuple[str, str], ...]
+    told: Told | None
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,13 @@ class Section:
     layout: Layout
     scale: str
     best: str
-    curves: tuple[Block, ...]
-    figures: tuple[tuple[str, str, str, Told | None], ...]
+    figures: tuple[Figure, ...]
     downloads: tuple[tuple[str, str], ...]
+
+    @property
+    def link(self) -> str:
+        """Its page within the report."""
+        return f"studies/{quote(self.study.name)}.html"
 
     @property
     def finished(self) -> int:
@@ -98,49 +115,58 @@ class Section:
         return self.layout.total - self.layout.missing - self.layout.collapsed
 
     @property
-    def result(self) -> str:
-        """Which student is best, or how many statements of the paper hold, in words."""
-        said = Counter(v.verdict for told in self.layout.told for v in told.verdicts)
-        told = ", ".join(f"{said[word]} {word}" for word in ("holds", "fails", "undecided") if said[word])
-        return "; ".join(filter(None, [self.best, told])) or ("–" if self.alone else "not known yet")
+    def claims(self) -> Told | None:
+        """The verdicts on the claims that its file lists."""
+        verdicts: tuple[Verdict, ...] = getattr(self.layout, "verdicts", ())
+        return Told("claims", _CLAIMS, "", verdicts) if verdicts else None
 
     @property
-    def alone(self) -> bool:
-        """Whether there is nothing to be best among: one student, or none."""
-        return len(self.study.study.methods) < 2 and not self.study.benches
+    def verdicts(self) -> dict[str, int]:
+        """How many statements of the paper hold, fail and are undecided."""
+        told = [*self.layout.told, *filter(None, [self.claims])]
+        said: Counter[str] = Counter(v.verdict for one in told for v in one.verdicts)
+        return {word: said[word] for word in _VERDICTS}
+
+    @property
+    def result(self) -> str:
+        """Which student is best, in words."""
+        alone = len(self.study.study.methods) < 2
+        return self.best or ("–" if alone or self.study.benches else "not known yet")
 
 
-def report(plan: Plan, results: Results) -> Path:
+def report(plan: Plan, results: Results, uri: str | None = None) -> Path:
     """Write the report of all studies of a plan from whatever results are there.
 
-    The figures are those that `kdpipe.tables.render.render` has drawn.
+    The figures are those that `kdpipe figure` has drawn.
 
     Args:
         plan: the plan.
         results: the results folder.
+        uri: MLflow's address, for links to its pages of the runs.
 
     Returns:
-        The page, `results/report/index.html`: one file that needs no network.
+        The first page, `results/report/index.html`. The report needs no network, and no other file of the
+        results folder but for what it links to there.
 
     Raises:
-        ResultsError: a result cannot be read, or the page cannot be written.
+        ResultsError: a result cannot be read, or the pages cannot be written.
     """
     sections = [_section(study, plan, results) for study in plan.studies.values()]
-    runs = _Runs(plan, results)
-    data = {
-        "studies": {s.study.name: _study_data(s, runs) for s in sections},
-        "runs": runs.rows,
-        "shared": runs.shared,
-    }
-    text = page(
-        "report.html",
-        sections=sections,
-        environments=runs.environments(),
-        measures={m: METRICS[m] for s in sections for m in s.study.study.metrics},
-        block_title=block_title,
-        data=embedded_json(data),
-    )
-    write_text(results.report, text)
+    with Site(results.report.parent, results.report.name, FOLDERS) as site:
+        for part in PARTS:
+            site.copy(FOLDER / part, f"parts/{part}")
+        runs = RunPages(site, plan, results, _measurements(sections), uri)
+        runs.write()
+        for section in sections:
+            _write_study(site, section, results)
+        plugins = write_plugins(site, plan, {s.study.name: s.layout for s in sections})
+        measures = {m: METRICS[m] for s in sections for m in s.study.study.metrics}
+        environments = runs.environments.listed(plan)
+        site.write("data/made.js", script("made", [names for _, names, _ in environments]))
+        shared = {"environments": environments, "sections": sections, "plugins": plugins}
+        for name in ("how-to-read", "provenance", "index"):
+            text = page(f"report_{name}.html", measures=measures, block_title=block_title, **shared)
+            site.write(f"{name}.html", text)
     return results.report
 
 
@@ -154,176 +180,121 @@ def best_rows(block: Block) -> str:
     return f"{names} (best in {most} of {len(block.columns)} columns)"
 
 
-class _Runs:
-    """The runs' own data: a row for each, with what many share held once and referred to by number."""
-
-    def __init__(self, plan: Plan, results: Results) -> None:
-        self.shared: list[list[list[str]]] = []
-        self._numbers: dict[str, int] = {}
-        self._counts: Counter[str] = Counter()
-        self.rows = {name: self._row(p.run, results) for name, p in plan.runs.items()}
-        self.rows |= {name: self._bench(p.run, results) for name, p in plan.benches.items()}
-        self.index = {name: i for i, name in enumerate(self.rows)}
-
-    def environments(self) -> list[tuple[dict[str, str], int]]:
-        """Each distinct environment with the number of runs it made."""
-        return [(json.loads(text), count) for text, count in sorted(self._counts.items())]
-
-    def _row(self, run: Run, results: Results) -> dict[str, Any]:
-        spec = run.spec
-        row: dict[str, Any] = {
-            "id": run.id,
-            "kind": run.kind,
-            "objective": spec.objective.name,
-            "settings": [[k, _text(v), run.sources.get(k, "")] for k, v in spec.objective.settings.items()],
-            "protocol": [run.protocol, self._number([]) if run.imported else self._share(spec.protocol)],
-            "data": [spec.data.dataset, self._share(spec.data)],
-        }
-        return row | self._made(run.name, results)
-
-    def _bench(self, run: BenchRun, results: Results) -> dict[str, Any]:
-        spec = run.spec
-        row: dict[str, Any] = {
-            "id": run.id,
-            "kind": "bench",
-            "objective": spec.bench.name,
-            "settings": [[k, _text(v), run.sources.get(k, "")] for k, v in spec.bench.settings.items()],
-            "protocol": ["", self._number([])],
-            "data": [spec.data.name if spec.data else "", self._number([])],
-        }
-        return row | self._made(run.name, results)
-
-    def _made(self, name: str, results: Results) -> dict[str, Any]:
-        """Where a run lies, and what made it in which time."""
-        record = read_provenance(results, name)
-        row: dict[str, Any] = {"link": f"../runs/{quote(name)}/" if results.run(name).root.is_dir() else None}
-        if record:
-            environment = _environment(record)
-            self._counts[canonical(environment)] += 1
-            row["environment"] = self._number([[k, v] for k, v in environment.items()])
-            row["seconds"] = record.get("seconds")
-        return row
-
-    def _share(self, settings: Frozen) -> int:
-        return self._number([[k, _text(v)] for k, v in settings.model_dump(mode="json").items()])
-
-    def _number(self, pairs: list[list[str]]) -> int:
-        key = canonical(pairs)
-        if key not in self._numbers:
-            self._numbers[key] = len(self.shared)
-            self.shared.append(pairs)
-        return self._numbers[key]
+def _measurements(sections: Iterable[Section]) -> Iterable[Measurement]:
+    return (m for section in sections for m in section.layout.measurements)
 
 
 def _section(study: PlannedStudy, plan: Plan, results: Results) -> Section:
     layout = lay_out(study, plan, results)
     folder = results.study(study.name)
-    told = {t.name: t for t in layout.told}
-    words = FIGURES | {t.name: f"{t.title}. {t.caption}".strip() for t in layout.told}
-    figures = [(n, words[n], folder / f"{n}.svg") for n in (*study.figures, *told)]
     return Section(
         study=study,
         layout=layout,
         scale=scale_note(study),
         best=best_rows(layout.blocks[0]) if study.study.pairs else "",
-        curves=tuple(b for b in layout.blocks if b.series),
-        figures=tuple(
-            (n, text, embedded_svg(path), told.get(n)) for n, text, path in figures if path.is_file()
-        ),
+        figures=tuple(_figures(study, layout, folder)),
         downloads=tuple(
-            (name, f"../studies/{quote(study.name)}/{name}")
+            (name, f"../../studies/{quote(study.name)}/{name}")
             for name in DOWNLOADS
             if (folder / name).is_file()
         ),
     )
 
 
-def _study_data(section: Section, runs: _Runs) -> dict[str, Any]:
-    """What the page's script needs of a study: its measures' tables and its runs."""
-    study = section.study.study
-    heads = [(pair_title(p.teacher, p.student), r.label) for p in study.pairs for r in study.recipes]
-    blocks = [b for b in section.layout.blocks if b not in section.curves]
-    return {
-        "columns": [{"pair": pair, "recipe": recipe} for pair, recipe in heads],
-        "tables": {block.metric: _block_data(block, runs.index) for block in blocks},
-        "runs": [*_run_list(section, runs.index), *_bench_list(section, runs)],
+def _figures(study: PlannedStudy, layout: Layout, folder: Path) -> Iterable[Figure]:
+    """The figures that are drawn."""
+    told = {t.name: t for t in layout.told}
+    words = FIGURES | {t.name: f"{t.title}. {t.caption}".strip() for t in layout.told}
+    for name in (*study.figures, *told):
+        if (folder / f"{name}.svg").is_file():
+            files = tuple(
+                (end, f"../../studies/{quote(study.name)}/{quote(name)}.{end.lower()}")
+                for end in ("SVG", "PNG", "CSV")
+                if (folder / f"{name}.{end.lower()}").is_file()
+            )
+            yield Figure(name, words.get(name, name.replace("_", " ")), files, told.get(name))
+
+
+def _write_study(site: Site, section: Section, results: Results) -> None:
+    """A study's page, its figures, and the data that the page loads."""
+    name = section.study.name
+    folder = results.study(name)
+    for figure in section.figures:
+        site.copy(folder / f"{figure.name}.svg", f"figures/{name}/{figure.name}.svg")
+    places = _places(section, results)
+    index = {run: i for i, run in enumerate(places)}
+    blocks = [b for b in section.layout.blocks if not b.series]
+    series = [b for b in section.layout.blocks if b.series]
+    tables = {
+        "runs": list(index),
+        "measures": [_block_data(b, index) for b in blocks],
+        "series": [_block_data(b, index) for b in series],
     }
+    site.write(f"data/{name}.tables.js", script("tables", tables))
+    site.write(f"data/{name}.runs.js", script("runs", list(places.values())))
+    text = page(
+        "report_study.html",
+        s=section,
+        about=section.study.study,
+        buttons=_buttons(blocks),
+        series=series,
+        pairs=list(dict.fromkeys(c.group for b in blocks for c in b.columns)),
+        recipes=list(dict.fromkeys(c.label for b in blocks for c in b.columns)),
+        printed=any(beside(e) for _, e in section.layout.entries),
+        main=block_title(section.study.study.metrics[0]),
+    )
+    site.write(f"studies/{name}.html", text)
+
+
+def _buttons(blocks: list[Block]) -> list[tuple[str, str]]:
+    """What the button of each table says, and what the measure is."""
+    once = Counter(b.metric for b in blocks)
+    return [
+        (measure(b.metric).title if once[b.metric] == 1 else b.title, measure(b.metric).about) for b in blocks
+    ]
 
 
 def _block_data(block: Block, index: Mapping[str, int]) -> dict[str, Any]:
     return {
         "title": block.title,
+        "corner": block.corner,
         "better": measure(block.metric).better,
+        "columns": [[c.group, c.label] for c in block.columns],
         "rows": [
-            {
-                "label": line.label,
-                "kind": line.kind,
-                "cells": [
-                    {
-                        "text": e.text,
-                        "value": e.summary.mean,
-                        "mark": e.mark,
-                        "note": e.note,
-                        "runs": [index[run] for run in e.summary.runs],
-                    }
-                    for e in line.entries
-                ],
-            }
-            for line in block.lines
+            [line.label, line.kind, [_cell_data(e, index) for e in line.entries]] for line in block.lines
         ],
     }
 
 
-def _run_list(section: Section, index: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The study's runs, each once, at its first place in the study, with its main measure."""
+def _cell_data(entry: Entry, index: Mapping[str, int]) -> list[Any]:
+    """Text, value, runs, mark, footnote, and what stands beside, without what is empty at the end."""
+    runs = [index[run] for run in entry.summary.runs if run in index]
+    cell = [entry.text, entry.summary.mean, runs, entry.mark, entry.note, beside(entry) or None]
+    while cell and cell[-1] in (None, []):
+        cell.pop()
+    return cell
+
+
+def _places(section: Section, results: Results) -> dict[str, list[Any]]:
+    """The study's runs, each once, at its first place: row, recipe, networks, seed, status, number."""
     metric = section.study.study.metrics[0]
-    places: dict[str, Measurement] = {}
+    several = len(section.study.study.datasets) > 1
+    found: dict[str, list[Any]] = {}
     for m in section.layout.measurements:
         sampled = m.part in ("curve", "kept") and m.row == TEACHER
-        if m.run and m.metric == metric and not sampled:
-            places.setdefault(m.run, m)
-    return [
-        {
-            "run": index[name],
-            "row": m.row,
-            "pair": pair_title(m.teacher, m.student),
-            "recipe": m.recipe or "",
-            "seed": m.seed,
-            "epoch": (m.chosen if m.rule else m.epoch) if m.part == "curve" else None,
-            "rule": m.rule,
-            "status": m.status if m.collapsed_epoch is None else f"collapsed ({m.collapsed_epoch})",
-            "value": None if m.value is None else number(m.value, measure(metric).decimals),
-        }
-        for name, m in places.items()
-    ]
-
-
-def _bench_list(section: Section, runs: _Runs) -> list[dict[str, Any]]:
-    """The runs of the study's benches."""
-    return [
-        {
-            "run": runs.index[cell.run],
-            "row": cell.label,
-            "pair": "",
-            "recipe": "",
-            "seed": cell.seed,
-            "epoch": None,
-            "rule": None,
-            "status": "finished" if "environment" in runs.rows[cell.run] else "missing",
-            "value": None,
-        }
-        for cell in section.study.benches
-    ]
-
-
-def _environment(record: Mapping[str, Any]) -> dict[str, str]:
-    """Versions, hardware and code of a run, as words."""
-    found = {name: str(record[name]) for name in _ENVIRONMENT if record.get(name) is not None}
-    git = record.get("git") or {}
-    if git.get("commit"):
-        found["code"] = git["commit"][:12] + (", changed since" if git.get("changed") else "")
+        if m.run and m.metric == metric and not sampled and m.run not in found:
+            at = (m.chosen if m.rule else m.epoch) if m.part == "curve" else None
+            row = m.row if at is None else f"{m.row} from teacher epoch {at}"
+            status = m.status if m.collapsed_epoch is None else f"collapsed ({m.collapsed_epoch})"
+            found[m.run] = [
+                f"{row} ({m.rule})" if m.rule else row,
+                m.recipe or "",
+                pair_title(m.teacher, m.student, m.dataset if several else ""),
+                m.seed,
+                status,
+                None if m.value is None else number(m.value, measure(metric).decimals),
+            ]
+    for cell in section.study.benches:
+        status = "finished" if results.run(cell.run).status.is_file() else "missing"
+        found[cell.run] = [cell.label, "", "", cell.seed, status, None]
     return found
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -138,6 +138,7 @@ class _Cursor:
         studies: studies it is tagged with.
         stamps: the run's files as they were when the store got their content.
         files: the files that were handed over, as they were.
+        uri: the store's address, without password.
     """
 
     run_id: str
@@ -145,6 +146,7 @@ class _Cursor:
     studies: list[str]
     stamps: dict[str, Stamp]
     files: dict[str, Stamp]
+    uri: str = ""
 
     def covers(self, source: Source, stamps: dict[str, Stamp], parent: str | None) -> bool:
         """Whether there is nothing new since."""
@@ -249,6 +251,7 @@ class _Store:
             studies=sorted({*source.studies, *(before.studies if before else ())}),
             stamps=stamps if self.takes_files else {},  # or the files would never be tried again
             files=files,
+            uri=self.report.uri,
         )
 
     def _send_files(

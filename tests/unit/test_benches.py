@@ -210,8 +210,9 @@ def test_every_format_shows_the_verdicts(drawn):
     first = layout.told[0].verdicts[0]
     for text in (page, markdown(layout), shown):
         assert first.claim.split(",")[0].split("(")[0].strip()[:30] in text.replace("\\", "")
-    text = report(plan, results).read_text()
-    assert "data:image/svg+xml" in text
+    text = (report(plan, results).parent / "studies" / "a.html").read_text()
+    assert 'src="../figures/a/figure2.svg"' in text
+    assert text.count('id="verdicts"') == text.count('href="#verdicts"') == 1
     assert first.verdict in text
 
 

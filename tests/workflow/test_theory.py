@@ -36,7 +36,7 @@ def test_a_chain_and_a_bench_to_the_report(project):
     table = pd.read_csv(folder / "table.csv")
     first = table[(table.part == "chain") & (table.row == 1)]
     assert len(set(first["runs"])) == 1
-    assert "figure2" in (project.root / "results" / "report" / "index.html").read_text()
+    assert "figure2" in (project.root / "results" / "report" / "studies" / "tiny.html").read_text()
     assert project.planned() == []
 
     project.study(**{**STUDY, "chains": [{**CHAIN, "alphas": [0.0, 0.25, 0.5]}]})

@@ -25,7 +25,10 @@ except KdpipeError as error:
     raise WorkflowError(f"{error}") from None
 
 RESULTS = CONFIG.results
+# the report's pages beside the first; whatever else lies there, as Snakemake's own report, stays
+REPORT_FOLDERS = ["studies", "runs", "methods", "recipes", "data", "figures", "parts"]
 TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
+SYNC = f"kdpipe sync --lenient --plan {PLAN_FILE} --results {RESULTS} {TRACKING}"
 
 
 wildcard_constraints:

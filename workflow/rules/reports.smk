@@ -66,7 +66,8 @@ rule render_report:
         [f"{RESULTS}/studies/{study}/table.html" for study in PLAN.studies],
         diagrams(),
     output:
-        f"{RESULTS}/report/index.html",
+        multiext(f"{RESULTS}/report/", "index.html", "how-to-read.html", "provenance.html"),
+        [directory(f"{RESULTS}/report/{folder}") for folder in REPORT_FOLDERS],
     log:
         f"{RESULTS}/logs/report.log",
     conda:
@@ -79,7 +80,10 @@ rule render_report:
         digest=lambda w: [study_digest(study) for study in PLAN.studies.values()],
         plan=lambda w, input: PLAN_FILE,
         results=lambda w, input: RESULTS,
+        tracking=lambda w, input: TRACKING,
+        sync=lambda w, input: SYNC if TRACKING else ":",  # first, so that the pages know the runs in MLflow
     message:
         "render the report"
     shell:
-        "kdpipe report --plan {params.plan:q} --results {params.results:q} 2>&1 | tee {log:q}"
+        "{{ {params.sync} && kdpipe report --plan {params.plan:q} --results {params.results:q} {params.tracking}; }}"
+        " 2>&1 | tee {log:q}"
