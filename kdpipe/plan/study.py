@@ -255,6 +255,9 @@ class Scale(Frozen):
     test_samples: int | None = Field(None, ge=1, description="stratified subset of the test set")
     seeds: int | None = Field(None, ge=1, description="only the first so many seeds")
     dataset: str = Field("", description="run on this data set instead of those that the study names")
+    new_weights: bool = Field(
+        False, description="chains that start from imported weights start from new ones instead"
+    )
     settings: dict[str, dict[str, Any]] = Field(
         {}, description="settings by recipe, method or bench name; they win over the entries' own"
     )
