@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,8 @@ COLUMNS = (
     "unit",
     "note",
 )
+UNITS = {"%": "%", "ms": "ms", "nats": "nats", "MiB": "MiB", "count": "", "fraction": ""}
+"""How a table says its unit -> the measures' own name for it."""
 _KEY = ("dataset", "teacher", "student", "teacher_recipe", "method", "variant", "metric")
 
 
@@ -58,6 +61,15 @@ def _rows(path: Path, known: Mapping[str, Collection[str]]) -> Iterator[Printed]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the printed numbers cannot be read: {error}", where=str(path)) from None
     reader = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        yield from _checked(reader, path, known)
+    except csv.Error as error:
+        raise ConfigError(f"not valid CSV: {error}", where=f"{path}, after line {reader.line_num}") from None
+
+
+def _checked(
+    reader: csv.DictReader[str], path: Path, known: Mapping[str, Collection[str]]
+) -> Iterator[Printed]:
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise ConfigError(
             "the first line must name the columns", where=str(path), fix=f"make it {','.join(COLUMNS)}"
@@ -71,11 +83,20 @@ def _rows(path: Path, known: Mapping[str, Collection[str]]) -> Iterator[Printed]
         if key in seen:
             raise ConfigError(f"the same number is printed in line {seen[key]}", where=where)
         seen[key] = reader.line_num
+        if f"{row['paper']}_{row['table']}" != path.stem:
+            raise ConfigError(
+                f"the line is of {row['paper']}, {row['table']}",
+                where=where,
+                fix="move it to that table's file",
+            )
         yield _printed(row, known, where)
 
 
 def _printed(row: Mapping[str, str], known: Mapping[str, Collection[str]], where: str) -> Printed:
     own = row["method"] == TEACHER
+    for column in ("dataset", "method"):
+        if not row[column]:
+            raise ConfigError("a value is missing", where=f"{where}, column '{column}'")
     for column, kind, name in (
         ("dataset", "dataset", row["dataset"]),
         ("teacher", "model", row["teacher"]),
@@ -87,6 +108,18 @@ def _printed(row: Mapping[str, str], known: Mapping[str, Collection[str]], where
             raise UnknownNameError.of(kind, name, known[kind], where=f"{where}, column '{column}'")
     if row["metric"] not in METRICS:
         raise UnknownNameError.of("measure", row["metric"], METRICS, where=f"{where}, column 'metric'")
+    measure = METRICS[row["metric"]]
+    if UNITS.get(row["unit"]) != measure.unit:
+        fitting = " or ".join(name for name, unit in UNITS.items() if unit == measure.unit)
+        raise ConfigError(
+            f"'{row['unit']}' is not the unit of {row['metric']}",
+            where=f"{where}, column 'unit'",
+            fix=f"convert the value, and write {fitting}",
+        )
+    if not (row["value"] or row["note"]):
+        raise ConfigError(
+            "no number and no reason", where=f"{where}, column 'note'", fix="say why the table prints none"
+        )
     label = row["method"] if own or not row["variant"] else f"{row['method']}, {row['variant']}"
     return Printed(
         row=label,
@@ -103,6 +136,9 @@ def _printed(row: Mapping[str, str], known: Mapping[str, Collection[str]], where
 
 def _number(text: str, where: str) -> float | None:
     try:
-        return float(text) if text else None
+        number = float(text) if text else None
     except ValueError:
-        raise ConfigError(f"'{text}' is not a number", where=where) from None
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise ConfigError(f"'{text}' is not a number", where=where)
+    return number

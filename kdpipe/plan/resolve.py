@@ -254,7 +254,7 @@ class _StudyResolver:
 
     def _start(self, chain: Chain, model: str) -> Start | None:
         """The imported weights that a chain's network starts from, if any."""
-        if chain.start is None:
+        if chain.start is None or self.scale.new_weights:
             return None
         where = f"{self.where}, key 'chains', start of '{chain.label}'"
         channels = find_dataset(chain.start.dataset, self.folder, where).shape[0]
@@ -618,7 +618,8 @@ class _StudyResolver:
     def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
         """Its settings: default < published < study < pair < entry < scale < command line."""
         plugin = registry.REGISTRIES[kind].get(entry.name)
-        published = plugin.published_for(self.dataset.name, pair.teacher, pair.student, recipe)
+        # of the data set that the study names, also where its scale runs it on another
+        published = plugin.published_for(self.site.nominal, pair.teacher, pair.student, recipe)
         layers = (
             (published.settings if published else {}, f"published: {published.source}" if published else ""),
             (self.study.settings.get(entry.name, {}), f"study {self.name}"),

@@ -267,6 +267,9 @@ class Scale(Frozen):
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="numbers of the trainings; default: the protocol's"
     )
+    new_weights: bool = Field(
+        False, description="chains that start from imported weights start from new ones instead"
+    )
     settings: dict[str, dict[str, Any]] = Field(
         {}, description="settings by recipe, method or bench name; they win over the entries' own"
     )

@@ -10,6 +10,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import BaseModel
+
+from kdpipe.plan.config import Config, read_scales
+from kdpipe.plan.resolve import resolve
+from kdpipe.plan.study import (
+    Cells,
+    Chain,
+    Checkpoint,
+    Claim,
+    Curve,
+    Entry,
+    Keep,
+    Otherwise,
+    Pair,
+    Pretrained,
+    Protocols,
+    Scale,
+    Study,
+)
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"
@@ -82,3 +102,68 @@ def test_a_method_by_its_guide(tmp_path: Path) -> None:
             exported += "".join(re.findall(r"^export .*\n", text, flags=re.MULTILINE))
             output = done.stdout
     assert re.search(r"^.*my_method.*\d", output, flags=re.MULTILINE), output
+
+
+STUDIES = (GUIDES / "studies.md").read_text(encoding="utf-8")
+PARTS = [
+    Study,
+    Pair,
+    Entry,
+    Protocols,
+    Otherwise,
+    Keep,
+    Checkpoint,
+    Curve,
+    Chain,
+    Pretrained,
+    Cells,
+    Claim,
+    Scale,
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_the_guide_to_studies_names_every_key(part: type[BaseModel]) -> None:
+    named = set(re.findall(r"`(\w+)`", STUDIES)) | set(re.findall(r"(\w+): ", STUDIES))
+    assert not part.model_fields.keys() - named
+
+
+def test_the_guide_to_studies_names_every_kind_and_figure() -> None:
+    for part, key in (
+        (Study, "figures"),
+        (Claim, "kind"),
+        (Claim, "along"),
+        (Chain, "loss"),
+        (Study, "split"),
+    ):
+        values = re.findall(r"'([\w-]+)'", str(part.model_fields[key].annotation))
+        assert values
+        assert not {value for value in values if f"`{value}`" not in STUDIES}
+
+
+def test_the_guide_to_studies_names_every_scale() -> None:
+    assert not {name for name in read_scales(ROOT / "config") if f"`{name}`" not in STUDIES}
+
+
+def test_studies_by_their_guide(tmp_path: Path) -> None:
+    """The guide's whole studies plan as they stand, and the second has the keys of the first."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    blocks = [text for _, kind, text in BLOCK.findall(STUDIES) if kind == "yaml"]
+    mine, other = (text for text in blocks if "title:" in text)
+    for name, text in (("mine", mine), ("other", other)):
+        (tmp_path / "config" / "studies" / f"{name}.yaml").write_text(text)
+    plan = resolve(Config(studies=("mine", "other"), folder=str(tmp_path / "config")))
+    assert [c.row for c in plan.studies["other"].cells if c.seed == 0] == [
+        "teacher",
+        "scratch",
+        "kd",
+        "kd, T=1",
+    ]
+    assert plan.studies["other"].study.baseline == "kd"
+    assert plan.studies["mine"].runs() != plan.studies["other"].runs()
+
+
+def test_fragments_of_the_guide_are_keys_of_a_study() -> None:
+    for _, kind, text in BLOCK.findall(STUDIES):
+        if kind == "yaml":
+            assert yaml.safe_load(text).keys() <= Study.model_fields.keys()
