@@ -233,17 +233,19 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
+def beside_text(entry: Entry, shown: Measure) -> str:
+    """What a paper prints for a cell and how far the mean is from it: `73.73 ± 0.13; -0.12 (-0.6 s)`."""
+    beside = entry.printed
+    if beside is None or beside.difference is None:
+        return beside.text if beside else ""
+    in_std = f" ({signed(beside.in_std, 1)} s)" if beside.in_std is not None else ""
+    return f"{beside.text}; {signed(beside.difference, shown.decimals)}{in_std}"
+
+
 def _of_the_paper(block: Block, study: PlannedStudy) -> Block | None:
     shown = measure(block.metric)
     unit = UNITS.get(shown.unit, shown.unit)
     compares = comparable(study)
-
-    def text(entry: Entry) -> str:
-        beside = entry.printed
-        if beside is None or beside.difference is None:
-            return beside.text if beside else ""
-        in_std = f" ({signed(beside.in_std, 1)} s)" if beside.in_std is not None else ""
-        return f"{beside.text}; {signed(beside.difference, shown.decimals)}{in_std}"
 
     notes = [
         f"Printed; then measured minus printed{f' in {unit}' if unit else ''} and, in brackets, in standard "
@@ -257,7 +259,7 @@ def _of_the_paper(block: Block, study: PlannedStudy) -> Block | None:
     return _below(
         block,
         title if compares else f"{title}, at full scale",
-        text,
+        lambda entry: beside_text(entry, shown),
         notes,
         lambda entry: entry.printed.note if entry.printed else "",
         pale=not compares,

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results
-from kdpipe.core.plot import Verdict
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
+from kdpipe.tables.beside import beside_text
 from kdpipe.tables.collect import Measurement
 from kdpipe.tables.layout import (
+    CLAIMS,
     Block,
     Entry,
     Layout,
@@ -27,7 +28,7 @@ from kdpipe.tables.layout import (
     scale_note,
 )
 from kdpipe.tables.pages import FOLDER, Site, page, script
-from kdpipe.tables.report_plugins import beside, write_plugins
+from kdpipe.tables.report_plugins import write_plugins
 from kdpipe.tables.report_runs import RunPages
 
 FIGURES = {
@@ -80,7 +81,6 @@ DOWNLOADS = ("table.csv", "seeds.csv", "table.md", "table.tex", "table.html", "v
 FOLDERS = ("studies", "runs", "methods", "recipes", "data", "figures", "parts")
 PARTS = ("style.css", "site.js", "study.js", "run.js")
 _VERDICTS = ("holds", "fails", "undecided")
-_CLAIMS = "Statements of the paper"
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,12 @@ class Section:
     @property
     def claims(self) -> Told | None:
         """The verdicts on the claims that its file lists."""
-        verdicts: tuple[Verdict, ...] = getattr(self.layout, "verdicts", ())
-        return Told("claims", _CLAIMS, "", verdicts) if verdicts else None
+        return next((told for told in self.layout.told if told.name == CLAIMS), None)
 
     @property
     def verdicts(self) -> dict[str, int]:
         """How many statements of the paper hold, fail and are undecided."""
-        told = [*self.layout.told, *filter(None, [self.claims])]
-        said: Counter[str] = Counter(v.verdict for one in told for v in one.verdicts)
+        said: Counter[str] = Counter(v.verdict for told in self.layout.told for v in told.verdicts)
         return {word: said[word] for word in _VERDICTS}
 
     @property
@@ -223,11 +221,11 @@ def _write_study(site: Site, section: Section, results: Results) -> None:
         site.copy(folder / f"{figure.name}.svg", f"figures/{name}/{figure.name}.svg")
     places = _places(section, results)
     index = {run: i for i, run in enumerate(places)}
-    blocks = [b for b in section.layout.blocks if not b.series]
+    blocks = [b for main in section.layout.blocks if not main.series for b in (main, *main.beside)]
     series = [b for b in section.layout.blocks if b.series]
     tables = {
         "runs": list(index),
-        "measures": [_block_data(b, index) for b in blocks],
+        "measures": [_block_data(b, index, b in section.layout.blocks) for b in blocks],
         "series": [_block_data(b, index) for b in series],
     }
     site.write(f"data/{name}.tables.js", script("tables", tables))
@@ -240,7 +238,7 @@ def _write_study(site: Site, section: Section, results: Results) -> None:
         series=series,
         pairs=list(dict.fromkeys(c.group for b in blocks for c in b.columns)),
         recipes=list(dict.fromkeys(c.label for b in blocks for c in b.columns)),
-        printed=any(beside(e) for _, e in section.layout.entries),
+        printed=any(e.printed for _, e in section.layout.entries),
         main=block_title(section.study.study.metrics[0]),
     )
     site.write(f"studies/{name}.html", text)
@@ -248,28 +246,34 @@ def _write_study(site: Site, section: Section, results: Results) -> None:
 
 def _buttons(blocks: list[Block]) -> list[tuple[str, str]]:
     """What the button of each table says, and what the measure is."""
-    once = Counter(b.metric for b in blocks)
-    return [
-        (measure(b.metric).title if once[b.metric] == 1 else b.title, measure(b.metric).about) for b in blocks
-    ]
+    shown = []
+    for block in blocks:
+        own, what = measure(block.metric), block.title.removeprefix(block_title(block.metric))
+        shown.append((f"{own.title}{what}", " ".join(block.notes) if what else own.about))
+    return shown
 
 
-def _block_data(block: Block, index: Mapping[str, int]) -> dict[str, Any]:
+def _block_data(block: Block, index: Mapping[str, int], main: bool = True) -> dict[str, Any]:
+    """A table for the page's script; one that stands below another (not `main`) says no printed numbers."""
     return {
         "title": block.title,
         "corner": block.corner,
         "better": measure(block.metric).better,
         "columns": [[c.group, c.label] for c in block.columns],
         "rows": [
-            [line.label, line.kind, [_cell_data(e, index) for e in line.entries]] for line in block.lines
+            [line.label, line.kind, [_cell_data(block, main, e, index) for e in line.entries]]
+            for line in block.lines
         ],
+        "notes": list(block.notes),
+        "pale": block.pale,
     }
 
 
-def _cell_data(entry: Entry, index: Mapping[str, int]) -> list[Any]:
+def _cell_data(block: Block, main: bool, entry: Entry, index: Mapping[str, int]) -> list[Any]:
     """Text, value, runs, mark, footnote, and what stands beside, without what is empty at the end."""
     runs = [index[run] for run in entry.summary.runs if run in index]
-    cell = [entry.text, entry.summary.mean, runs, entry.mark, entry.note, beside(entry) or None]
+    said = f"printed {beside_text(entry, measure(block.metric))}" if entry.printed and main else None
+    cell = [entry.text, entry.summary.mean, runs, entry.mark, entry.note, said]
     while cell and cell[-1] in (None, []):
         cell.pop()
     return cell

@@ -13,6 +13,7 @@ from typing import Any
 from kdpipe.core.ids import canonical, digest, slug
 from kdpipe.core.registry import plugin_files
 from kdpipe.plan.plan import Plan, PlannedStudy
+from kdpipe.tables.beside import beside_text
 from kdpipe.tables.layout import Entry, Layout, measure, pair_title
 from kdpipe.tables.pages import Site, page
 
@@ -51,22 +52,12 @@ class Found:
     row: str
     measure: str
     entry: Entry
+    beside: str
 
     @property
     def run(self) -> str | None:
         """The run behind it, where it is one."""
         return self.entry.summary.runs[0] if len(self.entry.summary.runs) == 1 else None
-
-    @property
-    def beside(self) -> str:
-        """What is shown beside the number."""
-        return beside(self.entry)
-
-
-def beside(entry: Entry) -> str:
-    """The number that the paper prints for an entry, and how far the measured one is from it."""
-    said = (getattr(entry, "printed", ""), getattr(entry, "difference", ""))
-    return ", ".join(filter(None, said))
 
 
 def plugin_page(kind: str, name: str) -> str | None:
@@ -152,6 +143,7 @@ def _main(planned: PlannedStudy, layout: Layout) -> Iterator[Found]:
                 p.row if p.part == "table" else f"step {p.row}",
                 measure(metric).title,
                 entry,
+                f"printed {beside_text(entry, measure(metric))}" if entry.printed else "",
             )
 
 

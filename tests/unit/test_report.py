@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdpipe.core.errors import ResultsError
 from kdpipe.core.plot import Verdict
-from kdpipe.plan.plan import Plan
+from kdpipe.plan.plan import Plan, Printed
 from kdpipe.tables import report as report_module
 from kdpipe.tables.layout import lay_out
 from kdpipe.tables.pages import FOLDER, Site, embedded_json
@@ -165,21 +165,30 @@ def test_every_run_is_listed_once_with_its_status(made):
     assert from_checkpoints == {"kd from teacher epoch 5", "kd from teacher epoch 10"}
 
 
-def test_printed_numbers_stand_beside_the_measured_ones(made, monkeypatch):
-    real = report_module.lay_out
+def test_printed_numbers_stand_beside_the_measured_ones(made):
+    printed = Printed("dkd", "standard", "resnet8x4", "resnet8", "digits", "top1", 76.3, None, "")
+    plan = Plan(made.plan.runs, {"demo": replace(made.study, printed=(printed,), scale="full")})
+    report(plan, made.results)
+    folder = made.results.report.parent
+    assert any("data-printed" in a for _, a in Reader(folder / "studies" / "demo.html").tags)
+    measures = data(made, "demo.tables.js")["measures"]
+    row = next(row for row in measures[0]["rows"] if row[0] == "dkd")
+    mean = row[2][0][1]
+    said = f"printed 76.30; {mean - 76.3:+.2f}"
+    assert row[2][0][5].startswith(said)
+    below = [m for m in measures[1:] if "printed" in m["title"]]
+    assert [len(m["rows"]) for m in below] == [1]
+    assert said in Reader(folder / "methods" / "dkd.html").text
 
-    def with_printed(*given):
-        layout = real(*given)
-        object.__setattr__(layout.blocks[0].lines[3].entries[0], "printed", "printed 76.3")
-        object.__setattr__(layout.blocks[0].lines[3].entries[0], "difference", "+20.7")
-        return layout
 
-    monkeypatch.setattr(report_module, "lay_out", with_printed)
-    page = read(made, "studies/demo.html")
-    assert any("data-printed" in a for _, a in page.tags)
-    cell = data(made, "demo.tables.js")["measures"][0]["rows"][3][2][0]
-    assert cell[5] == "printed 76.3, +20.7"
-    assert "printed 76.3, +20.7" in read(made, "methods/dkd.html").text
+def test_intervals_and_differences_have_tables_of_their_own(made):
+    study = made.study.study.model_copy(update={"baseline": "kd"})
+    report(Plan(made.plan.runs, {"demo": replace(made.study, study=study)}), made.results)
+    titles = [m["title"] for m in data(made, "demo.tables.js")["measures"]]
+    assert any("95 % intervals" in title for title in titles)
+    assert any("difference from kd" in title for title in titles)
+    page = Reader(made.results.report.parent / "studies" / "demo.html")
+    assert sum("data-block" in a for _, a in page.tags) == len(titles)
 
 
 def test_assumptions_are_listed(made):

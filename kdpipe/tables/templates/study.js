@@ -89,7 +89,7 @@ class Shown {
     this.find("[data-table]").replaceChildren(
       element(
         "table",
-        { class: "grid" },
+        { class: block.pale ? "grid pale" : "grid" },
         element("caption", {}, block.title),
         element(
           "thead",
@@ -100,6 +100,7 @@ class Shown {
         element("tbody", {}, ...body),
       ),
     );
+    this.find("[data-notes]")?.replaceChildren(...block.notes.map((note) => element("p", {}, note)));
     this.find("[data-behind]").hidden = true;
     const [allRows, allColumns] = [block.rows.length, block.columns.length];
     const every = rows.length === allRows && columns.length === allColumns;
