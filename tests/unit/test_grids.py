@@ -11,7 +11,6 @@ from kdpipe.core.errors import ConfigError, UnknownNameError
 from kdpipe.core.specs import Protocol, identity
 from kdpipe.plan.config import read_study
 from kdpipe.plan.plan import Plan
-from kdpipe.plan.reference import COLUMNS
 from kdpipe.plan.resolve import resolve
 
 TWO = {
@@ -59,14 +58,13 @@ def test_the_settings_of_a_pair_are_its_own_and_an_entrys_win(config):
     assert spec_of(plan, row="dkd", dataset="cifar100").method.settings["beta"] == 6.0  # published
     entry = {"methods": ["scratch", {"name": "dkd", "settings": {"beta": 7}}]}
     plan = resolve(config(a=TWO | entry))
-    assert {spec_of(plan, row="dkd", dataset=d).method.settings["beta"] for d in ("cifar10", "cifar100")} == {
-        7.0
-    }
+    for name in ("cifar10", "cifar100"):
+        assert spec_of(plan, row="dkd", dataset=name).method.settings["beta"] == 7.0
 
 
 def test_one_pair_on_two_data_sets_is_not_one_pair_twice(config):
     twice = {**TWO, "pairs": [TWO["pairs"][0], {**TWO["pairs"][0], "dataset": "cifar100"}]}
-    with pytest.raises(ConfigError, match="a pair is listed twice"):
+    with pytest.raises(ConfigError, match="wrn_40_2 -> wrn_16_2 is listed twice for cifar100"):
         resolve(config(a=twice))
 
 
@@ -106,7 +104,7 @@ def test_a_method_may_be_for_some_recipes(config):
     assert asked == "dkd is asked for with standard teachers only"
     assert all(c.run for c in cells(plan, row="dkd", recipe="standard"))
     assert all(c.run for c in cells(plan, row="kd"))
-    with pytest.raises(ConfigError, match="'dkd' is for recipe 'micc', which is not there"):
+    with pytest.raises(ConfigError, match="'dkd': no recipe of the study is called 'micc'"):
         resolve(config(a={"methods": [{"name": "dkd", "recipes": ["micc"]}]}))
 
 
@@ -140,64 +138,3 @@ def test_a_study_extends_another(config):
         yaml.safe_dump({"extends": "bb", "title": "nobody"}, file)
     with pytest.raises(UnknownNameError, match="did you mean 'b'"):
         read_study("d", Path(folder))
-
-
-def line(**values):
-    row = dict.fromkeys(COLUMNS, "") | {
-        "dataset": "cifar100",
-        "teacher": "resnet56",
-        "student": "resnet20",
-        "teacher_recipe": "standard",
-        "method": "kd",
-        "metric": "top1",
-        "value": "70.10",
-    }
-    return ",".join(f'"{(row | values)[column]}"' for column in COLUMNS)
-
-
-HEAD = ",".join(COLUMNS)
-
-
-def printed(config, tmp_path, *lines, head=HEAD):
-    (tmp_path / "reference").mkdir()
-    (tmp_path / "reference" / "t.csv").write_text("\n".join([head, *lines]) + "\n")
-    return resolve(config(a={"printed": "t"})).studies["a"].printed
-
-
-def test_printed_numbers_are_read_with_the_labels_of_their_cells(config, tmp_path):
-    one, two, three = printed(
-        config,
-        tmp_path,
-        line(std="0.2", note="doubtful: a smudge"),
-        line(method="teacher", student="", variant="no label of its own"),
-        line(method="dkd", variant="alpha=2", value=""),
-    )
-    assert (one.row, one.recipe, one.value, one.std, one.doubtful) == ("kd", "standard", 70.1, 0.2, True)
-    assert (two.row, two.student, two.doubtful) == ("teacher", None, False)
-    assert (three.row, three.value) == ("dkd, alpha=2", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (line(method="kdd"), "there is no method 'kdd'"),
-        (line(dataset="cifar1000"), "there is no dataset 'cifar1000'"),
-        (line(teacher="resnet57"), "there is no model 'resnet57'"),
-        (line(teacher_recipe="soteach, no-lr"), "there is no recipe 'soteach'"),
-        (line(metric="top-1"), "there is no measure 'top-1'"),
-        (line(value="70.1o"), "'70.1o' is not a number"),
-        (line() + "\n" + line(value="1"), "the same number is printed in line 2"),
-        (line() + ",more", "a line has 13 values"),
-    ],
-)
-def test_a_wrong_line_of_printed_numbers_is_refused_with_its_place(config, tmp_path, text, message):
-    with pytest.raises((ConfigError, UnknownNameError), match=message) as caught:
-        printed(config, tmp_path, text)
-    assert "t.csv, line" in str(caught.value)
-
-
-def test_missing_columns_and_files_of_printed_numbers_are_refused(config, tmp_path):
-    with pytest.raises(ConfigError, match="must name the columns"):
-        printed(config, tmp_path, line(), head="paper,table")
-    with pytest.raises(UnknownNameError, match="did you mean 't'"):
-        resolve(config(a={"printed": "tt"}))

@@ -174,7 +174,7 @@ def test_the_overview_says_it(config: Make, tmp_path: Path) -> None:
     assert "4 runs (1 teacher, 3 students): 4 missing" in text
     assert "shared with b: 2 runs" in text
     assert "5 runs (1 teacher, 4 students) in all: 5 missing" in text
-    assert "by multiply-adds at 9.4e+12 a second (assumed" in text.replace("\n         ", " ")
+    assert "by multiply-adds at 9.4e+12 a second (Yang et al." in text.replace("\n         ", " ")
     assert "longest: " in text
     assert "runs/" not in text
     assert next(iter(plan.runs)) in overview(plan, tmp_path / "results", runs=True)
