@@ -166,8 +166,9 @@ def read_rates(plan: Plan, results: Results, folder: Path, device: str = "") -> 
         plan: its runs' multiply-adds turn measured speeds into a rate.
         results: the results folder.
         folder: the config folder.
-        device: part of the device's name; by default the one that most of the stored runs were made on, if
-            runs of the plan are among their kinds, else the first of `throughput.yaml`.
+        device: part of the device's name; by default the GPU that most of the stored runs were made on, if
+            runs of the plan are among their kinds, then the first of `throughput.yaml`, then processors that
+            stored runs were made on.
 
     Returns:
         None where neither knows any device.
@@ -180,16 +181,21 @@ def read_rates(plan: Plan, results: Results, folder: Path, device: str = "") -> 
     file = parse(ThroughputFile, read_yaml(path) if path.is_file() else {}, str(path))
     stored = list(_stored(results))
     made_on = Counter(own for own, *_ in stored)
-    names = [name for name, _ in made_on.most_common()]
+    found = [name for name, _ in made_on.most_common()]
     stated = [*(entry.device for entry in file.devices), *(speed.device for speed in file.measured)]
-    names += [name for name in dict.fromkeys(stated) if name not in names]
+    names = list(dict.fromkeys([*filter(_is_gpu, found), *stated, *found]))
     if device:
         chosen = next((name for name in names if device.casefold() in name.casefold()), None)
         if chosen is None:
             raise UnknownNameError.of("device", device, names, where="--device")
         return _rates(plan, chosen, stored, file)
-    known = (_rates(plan, name, stored, file) for name in names)
-    return next((rates for rates in known if rates.rate or rates.benches), None)
+    known = [_rates(plan, name, stored, file) for name in names]
+    trains = next((rates for rates in known if rates.rate), None) if plan.runs else None
+    return trains or next((rates for rates in known if rates.benches), None)
+
+
+def _is_gpu(device: str) -> bool:
+    return "nvidia" in device.casefold()
 
 
 def _rates(plan: Plan, device: str, stored: Sequence[Stored], file: ThroughputFile) -> Rates:
@@ -245,7 +251,7 @@ def _stored(results: Results) -> Iterator[Stored]:
         try:
             record, run = read_json(paths.provenance), read_json(paths.spec)
             threads = f", {record['threads']} thread{'s' * (record['threads'] > 1)}"
-            device = record["device"] + ("" if "nvidia" in record["device"].casefold() else threads)
+            device = record["device"] + ("" if _is_gpu(record["device"]) else threads)
             if "bench" in run["spec"]:
                 yield device, run["spec"]["bench"]["name"], float(record["seconds"])
                 continue

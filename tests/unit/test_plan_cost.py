@@ -139,9 +139,12 @@ def test_the_device_can_be_named(config: Make, tmp_path: Path) -> None:
         "measured": [],
     }
     (tmp_path / "throughput.yaml").write_text(yaml.safe_dump(given))
-    assert read_rates(plan, results, tmp_path).device == "A processor, 2 threads"
+    assert read_rates(plan, results, tmp_path).device == "A big one"  # a plan is for GPUs, if any is known
+    assert read_rates(plan, results, tmp_path, "processor").device == "A processor, 2 threads"
     big = read_rates(plan, results, tmp_path, "big")
     assert (big.device, big.rate, big.least, big.measured) == ("A big one", 1e13, 0.005, {})
+    measured(plan, results, "NVIDIA one", 50.0, *plan.runs)
+    assert read_rates(plan, results, tmp_path).device == "NVIDIA one"
     with pytest.raises(UnknownNameError, match="no device 'small'"):
         read_rates(plan, results, tmp_path, "small")
     (tmp_path / "throughput.yaml").write_text("devices: [{device: x, rate: fast, source: s}]")
