@@ -80,8 +80,8 @@ class DistillationError(Bench):
     )
     needs_images = True
     plots = {
-        "error": "final error of the student against its size and against lambda",
-        "two_stage": "error of two-stage over direct distillation, by lambda",
+        "error": "Final error of the student against its size and against lambda",
+        "two_stage": "Error of two-stage over direct distillation, by lambda",
     }
 
     class Config(Settings):

@@ -73,10 +73,10 @@ class LinearisedDynamics(Bench):
     )
     needs_images = True
     plots = {
-        "trajectories": "training loss of a narrow and a wide student, beside their linear systems",
-        "width": "distance of training and linear system against the width, and where trainings end",
-        "poles": "poles of the linear system by lambda, and the speed of the trainings",
-        "overlap": "speed of training against the overlap of the targets with slow poles",
+        "trajectories": "Training loss of a narrow and a wide student, beside their linear systems",
+        "width": "Distance of training and linear system against the width, and where trainings end",
+        "poles": "Poles of the linear system by lambda, and the speed of the trainings",
+        "overlap": "Speed of training against the overlap of the targets with slow poles",
     }
 
     class Config(Settings):
