@@ -83,6 +83,7 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
     found: list[Measurement] = []
     for cell in study.cells:
         known = metrics(cell.place) if cell.place else None
+        run_id = cell.run.rpartition("-")[2] if cell.run else None  # `Run.id` hashes the whole spec
         for metric in study.study.metrics:
             status, value = _status(cell, known, metric)
             found.append(
@@ -98,9 +99,7 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
                     rule=cell.rule,
                     chosen=_chosen(cell, known),
                     run=cell.run,
-                    run_id=cell.run.rpartition("-")[2]
-                    if cell.run
-                    else None,  # `Run.id` hashes the whole spec
+                    run_id=run_id,
                     status=status,
                     collapsed_epoch=int(known["epoch"]) if known and status == "collapsed" else None,
                     reason=cell.skipped,

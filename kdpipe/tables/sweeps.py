@@ -174,9 +174,10 @@ def cost_data(study: PlannedStudy, plan: Plan, results: Results) -> pd.DataFrame
         ms_step (ms), extra_parameters, and devices, which the times hold for.
     """
     metric = study.study.metrics[0]
-    own = _means(study, plan, results, (metric,))
+    known = _means(study, plan, results, tuple(dict.fromkeys((metric, *COSTS))))
+    own = known[known["metric"] == metric].drop(columns="metric")
     for name in COSTS:
-        cost = _means(study, plan, results, (name,)).rename(columns={"mean": name})
+        cost = known[known["metric"] == name].rename(columns={"mean": name})
         own = own.merge(cost[[*_PLACE, name]], on=_PLACE, how="left")
     own = own[own["row"] != TEACHER].reset_index(drop=True)
     devices = _devices(study, results)
@@ -186,11 +187,11 @@ def cost_data(study: PlannedStudy, plan: Plan, results: Results) -> pd.DataFrame
 
 
 def _means(study: PlannedStudy, plan: Plan, results: Results, metrics: tuple[str, ...]) -> pd.DataFrame:
-    """Mean, standard deviation and number of finished seeds of a study's tabled cells."""
+    """Of each measure: mean, standard deviation and number of finished seeds of a study's tabled cells."""
     asked = replace(study, study=study.study.model_copy(update={"metrics": metrics}))
     table = frame(m for m in collect(asked, plan, results) if m.part == "table" and m.value is not None)
     table[_PLACE] = table[_PLACE].fillna("")
-    grouped = table.groupby(_PLACE, sort=False)["value"].agg(["mean", "std", "count"])
+    grouped = table.groupby(["metric", *_PLACE], sort=False)["value"].agg(["mean", "std", "count"])
     return grouped.rename(columns={"count": "n"}).reset_index()
 
 
