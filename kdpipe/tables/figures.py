@@ -15,7 +15,8 @@ from kdpipe.core.files import atomic
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.plan import TEACHER, Cell, PlannedStudy
 from kdpipe.plan.study import Pair
-from kdpipe.tables.layout import Layout, block_title, heading, site
+from kdpipe.tables.blocks import block_title
+from kdpipe.tables.layout import Layout, heading, site
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,6 @@ from kdpipe.tables.blocks import (
     block_title,
     entry_text,
     measure,
-    number,
     pair_title,
 )
 from kdpipe.tables.claims import METHOD, judge
@@ -32,23 +31,6 @@ from kdpipe.tables.collect import Measurement, collect, read_provenance
 from kdpipe.tables.resampled import Resampled, over_images
 from kdpipe.tables.statistics import FEWEST, Summary, summarise
 
-__all__ = [
-    "Block",
-    "Entry",
-    "Layout",
-    "Told",
-    "block_title",
-    "curve_epochs",
-    "entry_text",
-    "heading",
-    "lay_out",
-    "measure",
-    "number",
-    "pair_title",
-    "scale_note",
-    "site",
-    "versions",
-]
 VERSIONS = ("kdpipe", "torch", "numpy", "python")
 CLAIMS = "claims"  # name of what is told of the study's own claims
 

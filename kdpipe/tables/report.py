@@ -13,20 +13,9 @@ from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
 from kdpipe.tables.beside import beside_text
+from kdpipe.tables.blocks import Block, Entry, block_title, measure, number, pair_title
 from kdpipe.tables.collect import Measurement
-from kdpipe.tables.layout import (
-    CLAIMS,
-    Block,
-    Entry,
-    Layout,
-    Told,
-    block_title,
-    lay_out,
-    measure,
-    number,
-    pair_title,
-    scale_note,
-)
+from kdpipe.tables.layout import CLAIMS, Layout, Told, lay_out, scale_note
 from kdpipe.tables.pages import FOLDER, Site, page, script
 from kdpipe.tables.report_plugins import write_plugins
 from kdpipe.tables.report_runs import RunPages

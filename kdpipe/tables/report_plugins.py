@@ -14,7 +14,8 @@ from kdpipe.core.ids import canonical, digest, slug
 from kdpipe.core.registry import plugin_files
 from kdpipe.plan.plan import Plan, PlannedStudy
 from kdpipe.tables.beside import beside_text
-from kdpipe.tables.layout import Entry, Layout, measure, pair_title
+from kdpipe.tables.blocks import Entry, measure, pair_title
+from kdpipe.tables.layout import Layout
 from kdpipe.tables.pages import Site, page
 
 KINDS = {"method": "methods", "recipe": "recipes"}

@@ -20,8 +20,8 @@ from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import Frozen, Part
 from kdpipe.plan.plan import TEACHER, Plan, PlannedBench, PlannedRun
+from kdpipe.tables.blocks import measure, number, pair_title
 from kdpipe.tables.collect import Measurement, read_metrics, read_provenance
-from kdpipe.tables.layout import measure, number, pair_title
 from kdpipe.tables.pages import Site, embedded_json, macro, page
 from kdpipe.tables.report_plugins import plugin_page
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdpipe.core.paths import Results
 from kdpipe.plan.plan import TEACHER, Plan, PlannedStudy
 from kdpipe.plan.study import Entry, Pair
+from kdpipe.tables.blocks import block_title
 from kdpipe.tables.collect import collect, frame, read_provenance
 from kdpipe.tables.figures import (
     GREY,
@@ -24,7 +25,7 @@ from kdpipe.tables.figures import (
     save,
     shared_legend,
 )
-from kdpipe.tables.layout import block_title, heading, site
+from kdpipe.tables.layout import heading, site
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,9 +21,10 @@ from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import RunPaths
 from kdpipe.plan.plan import Cell
 from kdpipe.plan.study import Curve
+from kdpipe.tables.blocks import block_title, measure
 from kdpipe.tables.collect import collect, frame
 from kdpipe.tables.figures import COLOURS, learning_data, looks, sampling_data
-from kdpipe.tables.layout import block_title, lay_out, measure
+from kdpipe.tables.layout import lay_out
 from kdpipe.tables.render import (
     latex,
     latex_escape,
