@@ -260,7 +260,7 @@ def markdown_escape(text: str) -> str:
 
 
 def latex(layout: Layout, name: str) -> str:
-    """The tables in LaTeX, to be included in a document; they need the package booktabs.
+    """The tables in LaTeX, to be included in a document; they need the packages booktabs and graphicx.
 
     Args:
         layout: the study's tables.
@@ -270,29 +270,14 @@ def latex(layout: Layout, name: str) -> str:
         _latex_table(layout, block.printed(), f"tab:{name}-{i}") for i, block in enumerate(layout.tables, 1)
     ]
     tables += [_latex_verdicts(told, f"tab:{name}-{told.name}") for told in layout.told]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(tables)
 
 
 def _latex_verdicts(told: Told, label: str) -> str:
     widths = "p{.3\\linewidth}p{.12\\linewidth}p{.1\\linewidth}lp{.3\\linewidth}"
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering\small",
-            rf"\caption{{{latex_escape(told.title)}}}",
-            rf"\label{{{latex_label(label)}}}",
-            rf"\begin{{tabular}}{{{widths}}}",
-            r"\toprule",
-            _latex_row(VERDICT),
-            r"\midrule",
-            *(_latex_row(map(latex_escape, _words(verdict))) for verdict in told.verdicts),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-            r"\smallskip\parbox{\linewidth}{\footnotesize " + latex_escape(told.caption) + "}",
-            r"\end{table}",
-            "",
-        ]
+    rows = (_latex_row(map(latex_escape, _words(verdict))) for verdict in told.verdicts)
+    return _latex_float(
+        told.title, label, widths, [_latex_row(VERDICT), r"\midrule", *rows], latex_escape(told.caption)
     )
 
 
@@ -306,29 +291,34 @@ def _latex_table(layout: Layout, block: Block, label: str) -> str:
         groups.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(title)}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
         start += span
-    rows = []
+    rows = [_latex_row(["", *groups]), " ".join(rules)] if any(title for title, _ in block.groups) else []
+    rows.append(_latex_row(latex_escape(text) for text in [block.corner, *(c.label for c in block.columns)]))
+    rows.append(r"\midrule")
     for above, line in zip([None, *block.lines], block.lines, strict=False):
         if above and above.kind != line.kind:
             rows.append(r"\midrule")
         cells = (_latex_cell(entry, block.pale) for entry in line.entries)
         rows.append(_latex_row([latex_escape(line.label), *cells]))
+    title = f"{layout.title}: {block.title}"
+    return _latex_float(title, label, "l" + "r" * len(block.columns), rows, "\n".join(notes))
+
+
+def _latex_float(title: str, label: str, columns: str, rows: Iterable[str], notes: str) -> str:
+    """A table with its caption and notes, made smaller where it is wider than the text."""
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{latex_escape(f'{layout.title}: {block.title}')}}}",
+            rf"\caption{{{latex_escape(title)}}}",
             rf"\label{{{latex_label(label)}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            _latex_row(["", *groups]),
-            " ".join(rules),
-            _latex_row(latex_escape(text) for text in [block.corner, *(c.label for c in block.columns)]),
-            r"\midrule",
             *rows,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             "",
-            r"\smallskip\parbox{\linewidth}{\footnotesize " + "\n".join(notes) + "}",
+            rf"\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}",
             r"\end{table}",
             "",
         ]

@@ -363,12 +363,22 @@ def test_latex_compiles(tmp_path):
     made.lose(made.run("kd", "standard", 0))
     body = latex(layout_of(made), "demo_1")
     (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
+        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n"
         f"\\begin{{document}}\n{body}\\end{{document}}\n"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+def test_latex_has_no_empty_row_of_groups(tmp_path):
+    made = Made(tmp_path, methods=["scratch", "kd"]).finish()
+    layout = layout_of(made)
+    assert r"\multicolumn" in latex(layout, "t")
+    block = layout.blocks[0]
+    plain = replace(block, columns=tuple(replace(column, group="") for column in block.columns), beside=())
+    assert r"\multicolumn" not in latex(replace(layout, blocks=(plain,)), "t")
 
 
 def test_the_terminal_shows_the_same_numbers(made):
