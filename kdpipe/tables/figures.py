@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK, GREY = "#000000", "#767676"
+_HEADED: ContextVar[str] = ContextVar("_HEADED", default="")  # what stands above the figures drawn now
 LETTER, HANDLE, LINE = 0.075, 0.6, 0.19  # inches of a legend's letter, of what stands before it, of a row
 COLUMNS = 4  # panels beside each other, at most
 _STYLE: dict[Any, Any] = {
@@ -354,6 +357,7 @@ def shared_legend(figure: Figure, axes: Sequence[Axes], title: str | None = None
 
 def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     """Write a figure and its data; no date, so that the same data give the same bytes."""
+    _head(figure)
     _settle(figure)
     paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png", ".csv")]
     with atomic(paths[0]) as file:
@@ -363,6 +367,27 @@ def save(figure: Figure, data: pd.DataFrame, stem: Path) -> list[Path]:
     with atomic(paths[2]) as file:
         data.to_csv(file, index=False, lineterminator="\n")
     return paths
+
+
+@contextmanager
+def headed(text: str) -> Iterator[None]:
+    """Every figure that is saved meanwhile says `text` at its top, in small letters."""
+    token = _HEADED.set(text)
+    try:
+        yield
+    finally:
+        _HEADED.reset(token)
+
+
+def _head(figure: Figure) -> None:
+    text, size = _HEADED.get(), 6.5
+    if text:
+        width, height = figure.get_size_inches()
+        lines = textwrap.wrap(text, int(width / (0.56 * size / 72))) + [
+            t for t in [figure.get_suptitle()] if t
+        ]
+        figure.set_size_inches(width, height + 0.04 + len(lines) * 1.3 * size / 72)
+        figure.suptitle("\n".join(lines), fontsize=size, color=GREY)
 
 
 def _settle(figure: Figure) -> None:

@@ -12,8 +12,8 @@ from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
 from kdpipe.tables.benches import draw_bench
 from kdpipe.tables.chains import CHAIN_PLOTS
 from kdpipe.tables.collect import read_metrics
-from kdpipe.tables.figures import Quantity, draw_learning_curves, draw_sampling, house_style, save
-from kdpipe.tables.layout import lay_out, site
+from kdpipe.tables.figures import Quantity, draw_learning_curves, draw_sampling, headed, house_style, save
+from kdpipe.tables.layout import lay_out, scale_note, site
 from kdpipe.tables.plots import draw_plot
 from kdpipe.tables.ranks import draw_ranks
 from kdpipe.tables.sweeps import draw_cost, draw_sensitivity
@@ -28,8 +28,8 @@ def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) ->
     """Draw one figure of a study.
 
     `sensitivity` and `cost` are of the study's tabled cells. `reliability`, `tsne`, `correlation` and
-    `gradients` show the networks of the study's first pair and first
-    seed, teachers first; those that collapsed or are not made yet are left out.
+    `gradients` show the networks of the study's first pair and first seed, teachers first; those that
+    collapsed or are not made yet are left out. A figure of a reduced study says so at its top.
 
     Returns:
         The `.svg`, `.png` and `.csv` in the study's folder; of a bench's figure also the `.json` with what is
@@ -40,6 +40,11 @@ def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) ->
     """
     stem = results.study(study.name) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
+    with headed("" if study.scale == "full" and not study.ran_on else scale_note(study)):
+        return _draw(name, study, plan, results, stem)
+
+
+def _draw(name: str, study: PlannedStudy, plan: Plan, results: Results, stem: Path) -> list[Path]:
     if name in study.plots:
         return draw_bench(name, study, plan, results)
     if name in CURVES:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kdpipe.plan.study import Study
+from kdpipe.tables import figures
 from kdpipe.tables.gallery import CURVES, DRAWN, PANELS, SWEEPS, draw_figure
 from tests.unit.synthetic import Made
 
@@ -101,3 +102,17 @@ def test_a_head_that_was_dropped_has_a_panel_of_its_own(made: Made) -> None:
     assert "kd (standard), auxiliary head" not in data.index
     own, second = (data[f"dkd (standard){head}"].to_numpy() for head in ("", ", auxiliary head"))
     np.testing.assert_allclose(own, second, atol=1e-6)  # correlations of logits and of their negatives
+
+
+@pytest.mark.parametrize("name", [*CURVES, *SWEEPS, "reliability"])
+@pytest.mark.parametrize(("scale", "said"), [("full", ""), ("smoke", "not to be compared")])
+def test_a_figure_of_a_reduced_study_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scale: str, said: str
+) -> None:
+    made = Made(tmp_path, scale=scale).finish()
+    stored(made)
+    titles: list[str] = []
+    monkeypatch.setattr(figures, "_settle", lambda figure: titles.append(figure.get_suptitle()))
+    draw_figure(name, made.study, made.plan, made.results)
+    assert said in titles[0].replace("\n", " ")
+    assert ("Scale" in titles[0]) == bool(said)
