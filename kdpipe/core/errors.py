@@ -19,6 +19,9 @@ import difflib
 from collections.abc import Iterable
 
 
+SHOWN = 60  # names that a message lists at most
+
+
 class KdpipeError(Exception):
     """Base of all errors that kdpipe raises on purpose."""
 
@@ -63,7 +66,8 @@ class UnknownNameError(ConfigError):
         """Build the error for a name that is not among `known`, with the nearest that is."""
         known = sorted(known)
         near = nearest(name, known)
-        fix = f"did you mean '{near}'?" if near else f"known: {', '.join(known) or 'none'}"
+        listed = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+        fix = f"did you mean '{near}'?" if near else f"known: {listed or 'none'}"
         return cls(f"there is no {kind} '{name}'", where=where, fix=fix)
 
 

@@ -33,6 +33,13 @@ def names_with(folder: Path, kind: str = "method") -> subprocess.CompletedProces
     )
 
 
+def test_a_message_lists_a_screenful_of_names_at_most():
+    few = str(UnknownNameError.of("run", "xyz", [f"r{i}" for i in range(60)]))
+    assert "r59" in few
+    assert "more" not in few
+    assert "and 940 more" in str(UnknownNameError.of("run", "xyz", [f"r{i}" for i in range(1000)]))
+
+
 def test_unknown_name_answers_with_the_nearest():
     with pytest.raises(UnknownNameError, match=r"no method 'dkdd'.*\n.*did you mean 'dkd'"):
         registry.methods.get("dkdd")
