@@ -1,4 +1,4 @@
-"""Shipped studies at their smallest, one of each kind: networks compared, checkpoint sampling, chain, bench."""
+"""Shipped studies at their smallest, one of each kind: networks, checkpoint sampling, chain, bench."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def test_one_study_of_each_kind_at_smoke(project):
     table = pd.read_csv(project.root / "results" / "studies" / "dhkd_figure6" / "table.csv")
     assert (table["n"] == 1).all()
     assert table["mean"].notna().all()
-    assert "Nothing to be done" in project.snakemake(
-        config=["scale=smoke", "pack=8", f"studies=[{','.join(STUDIES)}]"]
-    ).stderr
+    assert (
+        "Nothing to be done"
+        in project.snakemake(config=["scale=smoke", "pack=8", f"studies=[{','.join(STUDIES)}]"]).stderr
+    )
