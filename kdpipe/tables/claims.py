@@ -28,7 +28,8 @@ METHOD = (
     "fails when any lies outside. Rising, falling: holds when all means of a column follow the order and "
     "the interval of last minus first excludes nought, fails when the interval of a step, or of last minus "
     "first, points the other way. Best: the best label that is named against the best one that is not. "
-    "Collapses: holds when every run diverged. Anything else, a missing run or a single seed is undecided."
+    "Collapses: holds when every run diverged, fails at full scale when one did not: a shorter training may end "
+    "before it diverges. Anything else, a missing run or a single seed is undecided."
 )
 
 
@@ -264,7 +265,8 @@ class _Judge:
         collapsed = len({run for seeds in found for run in seeds.collapsed})
         finished = sum(len(seeds.values) for seeds in found)
         numbers = f"{collapsed} of {collapsed + finished} runs diverged"
-        return _waiting(_Said(_side(collapsed > 0 and not finished, finished > 0), numbers), found)
+        fails = finished > 0 and comparable(self.study)  # a shorter training may end before it diverges
+        return _waiting(_Said(_side(collapsed > 0 and not finished, fails), numbers), found)
 
     def _along(self) -> list[tuple[Where, list[Seeds]]]:
         """The columns with their cells in the order of the claim's labels."""

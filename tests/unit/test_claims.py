@@ -303,6 +303,11 @@ def test_collapses(tmp_path, lost, verdict):
     assert (found.verdict, found.numbers) == (verdict, f"{lost} of 6 runs diverged")
 
 
+def test_that_a_short_training_does_not_diverge_says_nothing(tmp_path):
+    claim = {"kind": "collapses", "cells": {"row": "kd"}}
+    assert verdict_of(tmp_path, claim, steady(), scale="smoke").verdict == "undecided"
+
+
 # Files
 
 
