@@ -28,8 +28,8 @@ METHOD = (
     "fails when any lies outside. Rising, falling: holds when all means of a column follow the order and "
     "the interval of last minus first excludes nought, fails when the interval of a step, or of last minus "
     "first, points the other way. Best: the best label that is named against the best one that is not. "
-    "Collapses: holds when every run diverged, fails at full scale when one did not: a shorter training may end "
-    "before it diverges. Anything else, a missing run or a single seed is undecided."
+    "Collapses: holds when every run diverged, fails at full scale when one did not: a shorter training may "
+    "end before it diverges. Anything else, a missing run or a single seed is undecided."
 )
 
 
