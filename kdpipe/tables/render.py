@@ -218,7 +218,10 @@ def markdown(layout: Layout) -> str:
     """The tables in Markdown; column headings hold pair and recipe, as Markdown cannot span columns."""
     parts = [f"# {markdown_escape(layout.title)}"]
     for block in (b.printed() for b in layout.tables):
-        heads = [block.corner, *(f"{c.group}<br>{c.label}" for c in _escaped_columns(block))]
+        heads = [
+            block.corner,
+            *("<br>".join(filter(None, (c.group, c.label))) for c in _escaped_columns(block)),
+        ]
         rows = [heads, ["---", *["---:"] * len(block.columns)]]
         rows += [
             [markdown_escape(line.label), *(_markdown_cell(entry, block.pale) for entry in line.entries)]

@@ -372,13 +372,15 @@ def test_latex_compiles(tmp_path):
     assert "Overfull" not in done.stdout
 
 
-def test_latex_has_no_empty_row_of_groups(tmp_path):
+def test_columns_without_a_group_have_one_line_of_heading(tmp_path):
     made = Made(tmp_path, methods=["scratch", "kd"]).finish()
     layout = layout_of(made)
     assert r"\multicolumn" in latex(layout, "t")
     block = layout.blocks[0]
     plain = replace(block, columns=tuple(replace(column, group="") for column in block.columns), beside=())
     assert r"\multicolumn" not in latex(replace(layout, blocks=(plain,)), "t")
+    assert "| <br>" not in markdown(replace(layout, blocks=(plain,)))
+    assert "<br>" in markdown(layout)
 
 
 def test_the_terminal_shows_the_same_numbers(made):
