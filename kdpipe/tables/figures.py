@@ -383,9 +383,9 @@ def _head(figure: Figure) -> None:
     text, size = _HEADED.get(), 6.5
     if text:
         width, height = figure.get_size_inches()
-        lines = textwrap.wrap(text, int(width / (0.56 * size / 72))) + [
-            t for t in [figure.get_suptitle()] if t
-        ]
+        lines = textwrap.wrap(text, int(width / (0.56 * size / 72)))
+        if own := figure.get_suptitle():
+            lines.append(own)
         figure.set_size_inches(width, height + 0.04 + len(lines) * 1.3 * size / 72)
         figure.suptitle("\n".join(lines), fontsize=size, color=GREY)
 

@@ -10,6 +10,7 @@ from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
 from kdpipe.tables.benches import draw_bench
+from kdpipe.tables.beside import comparable
 from kdpipe.tables.chains import CHAIN_PLOTS
 from kdpipe.tables.collect import read_metrics
 from kdpipe.tables.figures import Quantity, draw_learning_curves, draw_sampling, headed, house_style, save
@@ -40,7 +41,7 @@ def draw_figure(name: str, study: PlannedStudy, plan: Plan, results: Results) ->
     """
     stem = results.study(study.name) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
-    with headed("" if study.scale == "full" and not study.ran_on else scale_note(study)):
+    with headed("" if comparable(study) else scale_note(study)):
         return _draw(name, study, plan, results, stem)
 
 
