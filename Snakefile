@@ -10,6 +10,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/students.smk"
+include: "workflow/rules/packs.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/benches.smk"
 include: "workflow/rules/reports.smk"
@@ -26,6 +27,10 @@ rule all:
     input:
         [f"{RESULTS}/studies/{study}/table.html" for study in PLAN.studies],
         f"{RESULTS}/report/index.html",
+
+
+onstart:
+    PACKS.write(Results(Path(RESULTS)), workflow.execution_settings.retries)
 
 
 onsuccess:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -19,6 +20,7 @@ from kdpipe.core.errors import ConfigError, KdpipeError, UserError
 if TYPE_CHECKING:
     from kdpipe.core.paths import Results, RunPaths
     from kdpipe.core.specs import BenchRun, Precision, Run
+    from kdpipe.engine.kept import Kept
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
     from kdpipe.engine.stop import Stop
@@ -327,24 +329,102 @@ def train(
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
-    log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
+    log: Annotated[Path | None, typer.Option(help="a file for every epoch's line, beside train.log")] = None,
+    finished_only: Annotated[
+        bool, typer.Option("--finished-only", help="put results in place that a pack made; do not train")
+    ] = False,
 ) -> None:
-    """Train a teacher, a part of one, or a student, from its saved state if there is one."""
+    """Train a teacher, a part of one, or a student, from its saved state if there is one.
+
+    A run that was finished before, by the same code, is put back in place instead; to train it again, delete
+    `.finished` in its folder.
+    """
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
+
+    planned, paths = Run.model_validate_json(run), RunPaths(out)
+    kept = _kept(run, out, data, teacher, part, start)
+    if kept.usable():
+        _write_spec(planned, paths)
+        kept.put_back()
+        return
+    if finished_only:
+        with _logged([log] if log else []):
+            raise kept.unfinished()
+
     from kdpipe.engine.prepare import load
     from kdpipe.engine.train import Trainer
 
-    planned, paths = Run.model_validate_json(run), RunPaths(out)
-    kept = [_epoch(text) for text in keep.split(",") if text]
-    epochs, half = ([e for e, p in kept if p == asked] for asked in ("float32", "float16"))
+    points = [_epoch(text) for text in keep.split(",") if text]
+    epochs, half = ([e for e, p in points if p == asked] for asked in ("float32", "float16"))
     chosen = _machine(device, threads)
     _write_spec(planned, paths)
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
+        watchers.append(kept)
         Trainer(
             planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients, start
         ).train()
+
+
+@app.command()
+def pack(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="names of runs, as `kdpipe plan --runs` lists them")
+    ],
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="processor threads of one training")] = 1,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="processors to share; by default all of this job's")
+    ] = None,
+    marker: Annotated[
+        Path | None,
+        typer.Option(help="file that says that the pack is done; results are then left to be put in place"),
+    ] = None,
+    attempt: Annotated[int, typer.Option(min=1, help="which attempt at this pack it is")] = 1,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="how many there are; after the last, one finished run makes the marker")
+    ] = 1,
+) -> None:
+    """Train several runs in one job, side by side as the processors allow; each has its own log and state.
+
+    What they need (data, teachers) must be there. The exit code is 75 if any was interrupted, else 1 if any
+    failed, else 0.
+
+    Example: kdpipe pack student_digits_resnet8x4_resnet8_kd_standard_s0-0123456789ab --device cpu
+    """
+    from functools import partial
+
+    from kdpipe.core.errors import Interrupted, UnknownNameError
+    from kdpipe.core.files import write_text
+    from kdpipe.engine.pack import Member, outcome, side_by_side, will_not_mend
+
+    plan, root, _ = _planned(config, override, plan_file, results)
+    for name in runs:
+        if name not in plan.runs:
+            raise UnknownNameError.of("run", name, plan.runs, where="kdpipe pack")
+    cpus = cpus or len(os.sched_getaffinity(0))
+    orders = {name: _order(plan, root, name) for name in dict.fromkeys(runs)}
+    codes = {name: 0 for name, order in orders.items() if _kept(**order).usable()}
+    ready = list(codes)
+    if todo := [name for name in orders if name not in codes]:
+        _import_training()
+        each = partial(_train_member, device=device, threads=min(threads, cpus), placed=marker is None)
+        members = {name: Member(partial(each, orders[name]), root.run(name).log) for name in todo}
+        codes |= side_by_side(members, max(1, cpus // threads))
+    for name in ready:
+        _place(orders[name], placed=marker is None)
+    lines = [f"{name}: {'finished before' if name in ready else outcome(codes[name])}" for name in orders]
+    print("\n".join(lines))
+    done = all(map(will_not_mend, codes.values())) or (attempt >= attempts and 0 in codes.values())
+    if marker and done:
+        write_text(marker, "\n".join(lines) + "\n")
+    elif any(codes.values()):
+        raise typer.Exit(75 if Interrupted.exit_code in codes.values() else 1)
 
 
 @app.command()
@@ -572,6 +652,68 @@ def _epoch(text: str) -> tuple[int, Precision]:
     return int(number), "float16" if precision == "float16" else "float32"
 
 
+def _order(plan: Plan, root: Results, name: str) -> dict[str, Any]:
+    """The options of `kdpipe train` for a run of a plan, as the rules give them."""
+    from kdpipe.plan.imported import start_of
+
+    planned = plan.runs[name]
+    keep = [*map(str, planned.keep), *(f"{epoch}:float16" for epoch in planned.keep_half)]
+    return {
+        "run": planned.run.model_dump_json(),
+        "out": root.run(name).root,
+        "data": root.data(planned.data),
+        "teacher": [root.root / file for file in plan.teacher_weights(name)],
+        "part": root.run(planned.part).model if planned.part else None,
+        "keep": ",".join(keep),
+        "start": start_of(planned.run, root),
+        "gradients": planned.gradients,
+    }
+
+
+def _kept(
+    run: str, out: Path, data: Path, teacher: list[Path], part: Path | None, start: Path | None, **_: Any
+) -> Kept:
+    """The kept results of a run, told by the options of `kdpipe train`."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.core.specs import Run
+    from kdpipe.engine.kept import Kept
+
+    inputs = [data / "meta.json", *teacher, *filter(None, (part, start))]
+    return Kept(Run.model_validate_json(run), RunPaths(out), inputs)
+
+
+def _import_training() -> None:
+    """Import all that trainings use, once for every process that is forked afterwards."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start its threads when imported
+    import kdpipe.engine.train  # noqa: F401
+    from kdpipe.core import registry
+
+    for known in (registry.models, registry.datasets, registry.recipes, registry.methods, registry.parts):
+        known.names()
+
+
+def _train_member(order: dict[str, Any], slot: int, *, device: str, threads: int, placed: bool) -> None:
+    """Train a pack's member in its own process: the options of `kdpipe train`, and on which device."""
+    if device in ("auto", "cuda"):
+        import torch
+
+        if count := torch.cuda.device_count():
+            torch.cuda.set_device(slot % count)
+    train(**order, device=device, threads=threads)
+    if not placed:
+        _place(order, placed=False)
+
+
+def _place(order: dict[str, Any], *, placed: bool) -> None:
+    """Leave a finished run's results in place, or only the kept ones, for the job that places them."""
+    kept = _kept(**order)
+    if placed:
+        _write_spec(kept.run, kept.paths)
+        kept.put_back()
+    elif kept.usable():
+        kept.withdraw()
+
+
 def _write_spec(run: Run | BenchRun, paths: RunPaths) -> None:
     from kdpipe.core.files import write_json
 
@@ -602,27 +744,49 @@ def _stop_on_signal() -> Stop:
     def ask(*_: object) -> None:
         stop.requested = True
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    numbers = signal.SIGTERM, signal.SIGUSR1
+    for number in numbers:
         signal.signal(number, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # a pack holds them back until here
     return stop
 
 
 @contextmanager
 def _watchers(run: Run, paths: RunPaths, log: Path | None) -> Iterator[list[Observer]]:
-    """Who watches a training: the terminal, the journal, and the log, which also gets what goes wrong."""
+    """Who watches a training: the terminal, the journal, and the logs, which also get what goes wrong.
+
+    `train.log` has every attempt. Snakemake deletes `log` at each.
+    """
     from kdpipe.engine.observe import Bar, Lines
     from kdpipe.tracking.observer import JournalObserver
 
-    alone = log is None and sys.stderr.isatty()
-    watchers: list[Observer] = [Bar(run) if alone else Lines(run), JournalObserver(paths.journal)]
-    if log is None:
+    wanted = dict.fromkeys(path.resolve() for path in (paths.log, log) if path)
+    with _logged([*wanted]) as logs:
+        watchers: list[Observer] = [JournalObserver(paths.journal)]
+        watchers += [Lines(run, file, every=0) for file in logs]
+        if not _in_log(paths.log):
+            watchers.append(Bar(run) if log is None and sys.stderr.isatty() else Lines(run))
         yield watchers
-        return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
+
+
+@contextmanager
+def _logged(logs: list[Path]) -> Iterator[Sequence[TextIO]]:
+    """Files to append to; an error within the block is told in each, unless stderr goes there already."""
+    with ExitStack() as stack:
+        files = []
+        for log in logs:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            files.append(stack.enter_context(open(log, "a", encoding="utf-8")))
         try:
-            yield [*watchers, Lines(run, file, every=0)]
+            yield files
         except BaseException as error:
             told = f"error: {error}\n" if isinstance(error, KdpipeError) else traceback.format_exc()
-            file.write(told)
+            for log, file in zip(logs, files, strict=True):
+                if not _in_log(log):
+                    file.write(told)
             raise
+
+
+def _in_log(log: Path) -> bool:
+    """Whether stderr goes to a log, as it does in a pack."""
+    return os.path.samestat(os.fstat(2), os.stat(log))

@@ -85,6 +85,11 @@ class RunPaths:
         return self.root / "state"
 
     @property
+    def finished(self) -> Path:
+        """Folder of second links to the results, which stay when Snakemake deletes the first ones."""
+        return self.root / ".finished"
+
+    @property
     def checkpoint_record(self) -> Path:
         """Of a sampled checkpoint: which epoch it is, and how a rule came to choose it."""
         return self.root / "checkpoint.json"
@@ -148,6 +153,11 @@ class Results:
     def study(self, name: str) -> Path:
         """Folder of a study's tables and figures."""
         return self.root / "studies" / name
+
+    @property
+    def packs(self) -> Path:
+        """Folder of the packs: their runs, and a marker for each that was trained."""
+        return self.root / "packs"
 
     @property
     def plans(self) -> Path:

@@ -41,6 +41,11 @@ class Config(Frozen):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, description="processor threads of one training")
     gpus: int = Field(0, ge=0, description="GPUs that each training asks the scheduler for")
+    pack: int = Field(
+        1,
+        ge=1,
+        description="trainings that share one job, side by side as its processors allow; 1: a job each",
+    )
     tracking: str | None = Field(
         None, description="MLflow tracking URI; null is the embedded results/mlflow.db"
     )

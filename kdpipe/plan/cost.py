@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
@@ -140,23 +139,17 @@ def longest_path(plan: Plan, rates: Rates) -> list[tuple[str, float]]:
 
     No number of machines finishes the plan sooner. Runs without an estimate take no time here.
     """
-    needs = {name: _needs(plan, name) for name in plan.runs}
     ends: dict[str, float] = {}
-    for run in TopologicalSorter(needs).static_order():
+    for run in plan.in_order():
         known = estimate(plan.runs[run], rates)
-        ends[run] = max((ends[b] for b in needs[run]), default=0.0) + (known.seconds if known else 0.0)
+        ends[run] = max((ends[b] for b in plan.needs(run)), default=0.0) + (known.seconds if known else 0.0)
     path: list[tuple[str, float]] = []
     last = max(ends, key=lambda run: ends[run], default=None)
     while last:
-        before = max(needs[last], key=lambda run: ends[run], default=None)
+        before = max(plan.needs(last), key=lambda run: ends[run], default=None)
         path.append((last, ends[last] - (ends[before] if before else 0.0)))
         last = before
     return path[::-1]
-
-
-def _needs(plan: Plan, run: str) -> list[str]:
-    """The runs that a run waits for itself."""
-    return [name for name in (plan.runs[run].teacher, plan.runs[run].part) if name]
 
 
 def read_rates(plan: Plan, results: Results, folder: Path, device: str = "") -> Rates | None:

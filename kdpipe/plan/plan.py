@@ -6,7 +6,9 @@ torch), kept as JSON under `results/plans/`, and read by the Snakefile and the t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
 from kdpipe.core.specs import BenchRun, Choice, Precision, Run, point
@@ -250,6 +252,14 @@ class Plan:
     def place(self, run: str, checkpoint: str | None = None) -> str:
         """The folder of a run, or of one of its sampled checkpoints, within the results folder."""
         return place(run, checkpoint)
+
+    def needs(self, run: str) -> list[str]:
+        """The runs that a run waits for itself."""
+        return [name for name in (self.runs[run].teacher, self.runs[run].part) if name]
+
+    def in_order(self) -> Iterable[str]:
+        """Every run, those that others wait for before them."""
+        return TopologicalSorter({name: self.needs(name) for name in self.runs}).static_order()
 
     def teacher_place(self, student: str) -> str | None:
         """Where the results of a student's teacher lie: its run, or its sampled checkpoint."""

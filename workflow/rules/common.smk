@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 
 from kdpipe.core.errors import KdpipeError
 from kdpipe.core.ids import canonical
@@ -14,6 +15,7 @@ from kdpipe.plan.config import check_config
 from kdpipe.plan.imported import start_of as starting_weights
 from kdpipe.plan.imported import store_of
 from kdpipe.plan.load import load_plan, study_digest
+from kdpipe.plan.packs import make_packs, marker, read_packs
 
 # jobs run the `kdpipe` of the environment that runs Snakemake
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
@@ -25,6 +27,15 @@ except KdpipeError as error:
     raise WorkflowError(f"{error}") from None
 
 RESULTS = CONFIG.results
+# with packs, `train_pack` trains, and the runs' own rules put in place what it kept
+PACKED = CONFIG.pack > 1
+PACKS = (
+    make_packs(PLAN, Results(Path(RESULTS)), CONFIG.pack)
+    if workflow.is_main_process
+    else read_packs(Results(Path(RESULTS)))
+)
+# together, since a rule whose command's text changes runs anew
+DEVICE = f"{CONFIG.device} --finished-only" if PACKED else CONFIG.device
 # the report's pages beside the first; whatever else lies there, as Snakemake's own report, stays
 REPORT_FOLDERS = ["studies", "runs", "methods", "recipes", "data", "figures", "parts"]
 TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
@@ -38,6 +49,7 @@ wildcard_constraints:
     part=r"part_[^/]+",
     bench=r"bench_[^/]+",
     run=r"(teacher|student|imported)_[^/]+",
+    pack="|".join(PACKS.members) or "none",
     point=r"epoch-\d{4}(-float16)?",
     choice=r"[a-z_]+-[0-9a-f]{8}",
     checkpoint=r"(epoch-\d{4}(-float16)?|[a-z_]+-[0-9a-f]{8})",
@@ -77,6 +89,31 @@ def taught_by(name):
 def teacher_stamps(name):
     """What must exist before a run with a teacher trains."""
     return [f"{RESULTS}/{file}" for file in PLAN.teacher_stamps(name)]
+
+
+def packed_in(name):
+    """What says that a run's pack is done; of a finished run, what said so when its results were placed.
+
+    Snakemake compares the names of a job's inputs too, so it is asked which they were.
+    """
+    if name in PACKS.of:
+        return [marker(RESULTS, PACKS.of[name])]
+    recorded = workflow.persistence.input(IOFile(f"{RESULTS}/runs/{name}/status.json")) or []
+    return [file for file in recorded if file.startswith(f"{RESULTS}/packs/") and os.path.exists(file)]
+
+
+def needs_of_pack(wildcards):
+    """What must exist before the runs of a pack train."""
+    runs = PACKS.members[wildcards.pack]
+    starts = [starting for name in runs if (starting := start_of(name))]
+    stamps = [stamp for name in runs for stamp in teacher_stamps(name)]
+    return list(dict.fromkeys([*(f"{data_of(name)}/meta.json" for name in runs), *stamps, *starts]))
+
+
+def attempts():
+    """How often a job is tried at most; only the main process knows, and not before it runs jobs."""
+    settings = workflow.execution_settings if workflow.is_main_process else PACKS
+    return 1 + settings.retries if settings else 1
 
 
 def start_of(name):

@@ -2,6 +2,7 @@ rule distil_student:
     input:
         data=lambda w: f"{data_of(w.student)}/meta.json",
         teacher=lambda w: teacher_stamps(w.student),
+        pack=ancient(lambda w: packed_in(w.student)),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{student}}/predictions.npz",
@@ -10,20 +11,22 @@ rule distil_student:
         spec=f"{RESULTS}/runs/{{student}}/spec.json",
         provenance=f"{RESULTS}/runs/{{student}}/provenance.json",
     log:
-        f"{RESULTS}/runs/{{student}}/train.log",
+        f"{RESULTS}/logs/train/{{student}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{student}}.tsv"
+    retries: 0 if PACKED else None
+    localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
+        gpu=0 if PACKED else CONFIG.gpus,
         mem_mb=4000,
         runtime=240,
     params:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),
-        device=lambda w, input: CONFIG.device,
+        device=lambda w, input: DEVICE,
         teacher=lambda w, input: taught_by(w.student),
         gradients=lambda w, input: PLAN.runs[w.student].gradients,
         data=subpath(input.data, parent=True),

@@ -2,6 +2,7 @@ rule train_teacher:
     input:
         data=lambda w: f"{data_of(w.teacher)}/meta.json",
         teacher=lambda w: teacher_stamps(w.teacher),
+        pack=ancient(lambda w: packed_in(w.teacher)),
         start=lambda w: start_of(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
@@ -11,20 +12,22 @@ rule train_teacher:
         spec=f"{RESULTS}/runs/{{teacher}}/spec.json",
         provenance=f"{RESULTS}/runs/{{teacher}}/provenance.json",
     log:
-        f"{RESULTS}/runs/{{teacher}}/train.log",
+        f"{RESULTS}/logs/train/{{teacher}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{teacher}}.tsv"
+    retries: 0 if PACKED else None
+    localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
+        gpu=0 if PACKED else CONFIG.gpus,
         mem_mb=4000,
         runtime=240,
     params:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
-        device=lambda w, input: CONFIG.device,
+        device=lambda w, input: DEVICE,
         keep=lambda w, input: kept_epochs(w.teacher),
         teacher=lambda w, input: taught_by(w.teacher),
         gradients=lambda w, input: PLAN.runs[w.teacher].gradients,
@@ -43,6 +46,7 @@ rule train_part:
     input:
         data=lambda w: f"{data_of(w.part)}/meta.json",
         teacher=lambda w: teacher_stamps(w.part),
+        pack=ancient(lambda w: packed_in(w.part)),
     output:
         model=f"{RESULTS}/runs/{{part}}/model.safetensors",
         history=f"{RESULTS}/runs/{{part}}/history.csv",
@@ -50,20 +54,22 @@ rule train_part:
         spec=f"{RESULTS}/runs/{{part}}/spec.json",
         provenance=f"{RESULTS}/runs/{{part}}/provenance.json",
     log:
-        f"{RESULTS}/runs/{{part}}/train.log",
+        f"{RESULTS}/logs/train/{{part}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{part}}.tsv"
+    retries: 0 if PACKED else None
+    localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
+        gpu=0 if PACKED else CONFIG.gpus,
         mem_mb=4000,
         runtime=120,
     params:
         spec=lambda w: spec(w.part),
         run=lambda w, input: run_json(w.part),
-        device=lambda w, input: CONFIG.device,
+        device=lambda w, input: DEVICE,
         teacher=lambda w, input: taught_by(w.part),
         data=subpath(input.data, parent=True),
         out=subpath(output.model, parent=True),

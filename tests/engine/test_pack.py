@@ -1,0 +1,252 @@
+"""`kdpipe pack`: its members fail, are killed and are stopped each for itself, and give undisturbed bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.core.paths import Results
+from kdpipe.engine.kept import Kept
+from kdpipe.engine.prepare import load, prepare
+from kdpipe.engine.train import Trainer
+from kdpipe.engine.weights import read_weights
+from kdpipe.plan.plan import Plan, PlannedRun
+from tests.engine.tiny import SPEC, make_run
+from tests.workflow.conftest import ROOT
+from tests.workflow.test_kill import TRAIN, journalled
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 8
+
+
+@dataclass
+class Packed:
+    """Some runs of the tiny data set, their plan, and an undisturbed copy of each.
+
+    Attributes:
+        root: an empty folder.
+        whole: results of the same runs, each trained alone and undisturbed.
+    """
+
+    root: Path
+    whole: Results
+
+    def __post_init__(self):
+        self.results = Results(self.root / "results")
+        prepare(SPEC, None, self.results.data(SPEC.folder))
+        self.runs = {run.name: run for run in RUNS}
+        planned = {name: PlannedRun(run, None, SPEC.folder) for name, run in self.runs.items()}
+        lost = PlannedRun(TAUGHT, teacher="lost", data=SPEC.folder)  # its teacher's weights are not there
+        self.plan = self.root / "plan.json"
+        self.plan.write_text(json.dumps(Plan({**planned, TAUGHT.name: lost}).to_json()))
+        self.marker = self.results.packs / "p.done"
+        self.marked = ["--marker", str(self.marker), "--attempts", "2"]
+
+    def start(self, *options, names=(), cpus=3):
+        """Start a pack."""
+        command = [sys.executable, "-c", TRAIN, "pack", *(names or self.runs), "--plan", str(self.plan)]
+        command += ["--results", str(self.results.root), "--device", "cpu", "--cpus", str(cpus), *options]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def training(self, pack, names=(), attempt=1, epochs=1):
+        """Wait until members have trained some epochs in an attempt, and give their processes by name."""
+        names = names or self.runs
+        while pack.poll() is None and any(not self._at(name, attempt, epochs) for name in names):
+            time.sleep(0.005)
+        assert pack.poll() is None, pack.communicate()[0]
+        return {name: process for process, name in members_of(pack.pid).items()}
+
+    def _at(self, name, attempt, epochs):
+        paths = self.results.run(name)
+        log = paths.log.read_text() if paths.log.is_file() else ""
+        begun = log.count(": starts, ") + log.count(": goes on after ")
+        return begun >= attempt and journalled(paths) >= epochs
+
+    def same_bits(self, name):
+        """Whether a member's weights are those of the undisturbed training."""
+        ours, theirs = (
+            read_weights(place.run(name).finished / "model.safetensors")
+            for place in (self.results, self.whole)
+        )
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+    def resumed(self, name):
+        """Whether a member went on from its saved state."""
+        return "goes on after epoch" in self.results.run(name).log.read_text()
+
+
+RUNS = [make_run("recipe", "standard", epochs=EPOCHS, seed=seed) for seed in range(3)]
+TAUGHT = make_run("method", "kd", epochs=EPOCHS)
+
+
+def members_of(pack):
+    """The processes of a pack, and whose log each writes."""
+    found = {}
+    for process in Path(f"/proc/{pack}/task/{pack}/children").read_text().split():
+        log = os.readlink(f"/proc/{process}/fd/1")
+        found[int(process)] = Path(log).parent.name
+    return found
+
+
+def alive(process):
+    """Whether a process runs (not: waits to be buried)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    results = Results(tmp_path_factory.mktemp("whole"))
+    prepare(SPEC, None, results.data(SPEC.folder))
+    data = load(results.data(SPEC.folder))
+    for run in RUNS:
+        kept = Kept(run, results.run(run.name), [])
+        Trainer(run, kept.paths, data, [], torch.device("cpu"), observers=[kept]).train()
+    return results
+
+
+@pytest.fixture
+def packed(tmp_path, whole):
+    return Packed(tmp_path, whole)
+
+
+def test_undisturbed(packed):
+    """Two at a time: the bits of runs that are trained alone, in place, each with its own log."""
+    pack = packed.start(cpus=2)
+    told, _ = pack.communicate()
+    assert pack.returncode == 0, told
+    assert told.count(": finished\n") == 3
+    for name in packed.runs:
+        paths = packed.results.run(name)
+        assert packed.same_bits(name)
+        assert json.loads(paths.status.read_text())["status"] == "finished"
+        assert json.loads(paths.spec.read_text())["name"] == name
+        assert json.loads(paths.provenance.read_text())["threads"] == 1
+        assert journalled(paths) == EPOCHS
+        log = paths.log.read_text()
+        assert log.count(": epoch ") == EPOCHS
+        assert all(line.startswith(packed.runs[name].label) for line in log.splitlines())
+    again = packed.start()
+    told, _ = again.communicate()
+    assert again.returncode == 0
+    assert told.count(": finished before\n") == 3
+
+
+def test_one_is_killed_and_one_fails(packed):
+    """Neighbours finish; the pack comes back for the killed one, and leaves the one that cannot mend."""
+    names = [*packed.runs, TAUGHT.name]
+    pack = packed.start(*packed.marked, names=names, cpus=4)
+    victim = list(packed.runs)[1]
+    os.kill(packed.training(pack, epochs=2)[victim], signal.SIGKILL)
+    told, _ = pack.communicate()
+    assert pack.returncode == 1, told
+    assert f"{victim}: killed by signal 9" in told
+    assert f"{TAUGHT.name}: failed, as it will again" in told
+    assert "error: " in packed.results.run(TAUGHT.name).log.read_text()
+    assert not packed.marker.exists()
+    for name in packed.runs.keys() - {victim}:
+        assert packed.same_bits(name)
+        assert not packed.results.run(name).status.exists()  # left to the job that puts it in place
+
+    again = packed.start(*packed.marked, names=names)
+    told, _ = again.communicate()
+    assert again.returncode == 0, told  # what is left cannot be mended by another attempt
+    assert told.count(": finished before") == 2
+    assert packed.resumed(victim)
+    assert all(map(packed.same_bits, packed.runs))
+    assert f"{victim}: finished\n" in packed.marker.read_text()
+
+
+def test_a_stop_is_passed_on(packed):
+    """Running members save their state, waiting ones are not started; the same command goes on."""
+    first, second, third = packed.runs
+    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGINT, signal.SIGTERM), 1):
+        pack = packed.start(*packed.marked, cpus=2)
+        packed.training(pack, [first, second], attempt, epochs=attempt)
+        pack.send_signal(number)
+        told, _ = pack.communicate()
+        assert pack.returncode == 75, told
+        assert told.count(": interrupted\n") == 3
+        assert packed.results.run(first).state.is_dir()
+        assert not packed.results.run(third).root.exists()
+        assert not packed.marker.exists()
+    again = packed.start(*packed.marked)
+    told, _ = again.communicate()
+    assert again.returncode == 0, told
+    assert packed.resumed(first)
+    assert packed.resumed(second)
+    assert all(map(packed.same_bits, packed.runs))
+
+
+def test_the_last_attempt_passes_on_what_is_finished(packed):
+    first, *others = packed.runs
+    pack = packed.start(names=[first])
+    told, _ = pack.communicate()
+    assert pack.returncode == 0, told
+    pack = packed.start(*packed.marked, "--attempt", "2")
+    packed.training(pack, others)
+    pack.send_signal(signal.SIGTERM)
+    told, _ = pack.communicate()
+    assert pack.returncode == 0, told
+    assert f"{first}: finished before" in packed.marker.read_text()
+    assert packed.marker.read_text().count(": interrupted") == 2
+
+
+def test_members_do_not_outlive_their_pack(packed):
+    pack = packed.start()
+    members = packed.training(pack, epochs=2).values()
+    pack.kill()
+    pack.communicate()
+    end = time.monotonic() + 60
+    while any(map(alive, members)):
+        assert time.monotonic() < end, "a member trains on without its pack"
+        time.sleep(0.02)
+    again = packed.start()
+    told, _ = again.communicate()
+    assert again.returncode == 0, told
+    assert all(map(packed.resumed, packed.runs))
+    assert all(map(packed.same_bits, packed.runs))
+
+
+def test_an_unknown_run_is_one_message(packed):
+    pack = packed.start(names=[f"{RUNS[0].name}x"])
+    told, _ = pack.communicate()
+    assert pack.returncode == 2
+    assert "did you mean" in told
+    assert "Traceback" not in told
+
+
+def test_what_is_forked_has_one_thread_and_no_gpu():
+    """A fork copies the calling thread alone, and whoever used a GPU cannot be forked and use it."""
+    code = """
+import os
+import kdpipe.plan.load, kdpipe.plan.imported, kdpipe.engine.kept, kdpipe.engine.pack
+from kdpipe.cli import _import_training
+_import_training()
+import torch
+print(len(os.listdir("/proc/self/task")), torch.cuda.is_initialized())
+"""
+    env = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1", "False"], done.stderr
