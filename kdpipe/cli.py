@@ -328,6 +328,9 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="save the state within an epoch that takes longer than this")
+    ] = 10.0,
 ) -> None:
     """Train a teacher, a part of one, or a student, from its saved state if there is one."""
     from kdpipe.core.paths import RunPaths
@@ -343,7 +346,19 @@ def train(
     with _watchers(planned, paths, log) as watchers:
         stop = _stop_on_signal()
         Trainer(
-            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients, start
+            planned,
+            paths,
+            load(data),
+            teacher,
+            chosen,
+            epochs,
+            watchers,
+            stop,
+            part,
+            half,
+            gradients,
+            start,
+            60 * save_minutes,
         ).train()
 
 

@@ -1,6 +1,7 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from kdpipe.core.specs import point
 from kdpipe.plan.config import check_config
 from kdpipe.plan.imported import start_of as starting_weights
 from kdpipe.plan.imported import store_of
+from kdpipe.plan.jobs import Jobs
 from kdpipe.plan.load import load_plan, study_digest
+
+# SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # jobs run the `kdpipe` of the environment that runs Snakemake
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
@@ -24,6 +29,7 @@ try:
 except KdpipeError as error:
     raise WorkflowError(f"{error}") from None
 
+jobs = Jobs(PLAN, CONFIG, estimated=workflow.is_main_process)
 RESULTS = CONFIG.results
 # the report's pages beside the first; whatever else lies there, as Snakemake's own report, stays
 REPORT_FOLDERS = ["studies", "runs", "methods", "recipes", "data", "figures", "parts"]

@@ -17,9 +17,7 @@ rule distil_student:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=240,
+        **jobs("distil_student", gpu=CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.student]),
     params:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),

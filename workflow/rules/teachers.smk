@@ -18,9 +18,7 @@ rule train_teacher:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=240,
+        **jobs("train_teacher", gpu=CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.teacher]),
     params:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
@@ -57,9 +55,7 @@ rule train_part:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=120,
+        **jobs("train_part", gpu=CONFIG.gpus, mem_mb=4000, runtime=120, runs=lambda w: [w.part]),
     params:
         spec=lambda w: spec(w.part),
         run=lambda w, input: run_json(w.part),
@@ -91,9 +87,7 @@ rule adopt_teacher:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("adopt_teacher", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         spec=lambda w: spec(w.imported),
         run=lambda w, input: run_json(w.imported),
@@ -122,9 +116,7 @@ rule sample_checkpoint:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("sample_checkpoint", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
