@@ -16,9 +16,16 @@ include: "workflow/rules/benches.smk"
 include: "workflow/rules/reports.smk"
 
 
-localrules:
+localrules:  # seconds each, or on the network: where Snakemake runs, also when jobs go to a cluster
     all,
+    prefetch,
     prepare_data,
+    evaluate_run,
+    evaluate_checkpoint,
+    choose_checkpoint,
+    render_study,
+    draw_diagram,
+    draw_plot,
     render_report,
 
 

@@ -333,6 +333,9 @@ def train(
     finished_only: Annotated[
         bool, typer.Option("--finished-only", help="put results in place that a pack made; do not train")
     ] = False,
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="save the state within an epoch that takes longer than this")
+    ] = 10.0,
 ) -> None:
     """Train a teacher, a part of one, or a student, from its saved state if there is one.
 
@@ -363,7 +366,19 @@ def train(
         stop = _stop_on_signal()
         watchers.append(kept)
         Trainer(
-            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients, start
+            planned,
+            paths,
+            load(data),
+            teacher,
+            chosen,
+            epochs,
+            watchers,
+            stop,
+            part,
+            half,
+            gradients,
+            start,
+            60 * save_minutes,
         ).train()
 
 

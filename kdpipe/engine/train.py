@@ -68,6 +68,7 @@ class Trainer:
         stop: asks for a clean stop.
         part: weights of what was trained on top of the teacher, for a method that needs it.
         start: weights that the network starts from, but for its classifier.
+        save_every: seconds after which a long epoch saves its state, as every epoch does at its end.
         gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
             no number of the training.
     """
@@ -84,6 +85,7 @@ class Trainer:
     keep_half: Sequence[int] = ()
     gradients: int = 0
     start: Path | None = None
+    save_every: float = 600.0
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -265,12 +267,17 @@ class Trainer:
             group["lr"] = lr
         for network in (self.model, self.objective, self.peers):
             network.train()
+        saved = time.monotonic()
         for step, batch in enumerate(self._dealt(epoch, start), start):
             self.step(batch, replace(at, step=step))
-            if self.stop.requested:
+            # What is remembered of each sample goes on changing in its file, so only ends of epochs serve.
+            due = time.monotonic() - saved > self.save_every and not self.memory.shapes
+            if self.stop.requested or due:
                 self.seconds = time.monotonic() - begun
                 self.memory.flush()
                 store.save(self._state(epoch, step + 1))
+                saved = time.monotonic()
+            if self.stop.requested:
                 raise Interrupted(f"{self.run.label}: stopped in epoch {epoch + 1}; run it again to go on")
         row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means(), **self.watched}
         self.memory.flush()

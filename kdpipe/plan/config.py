@@ -18,6 +18,56 @@ from kdpipe.plan.study import Scale, Study
 M = TypeVar("M", bound=BaseModel)
 
 
+Rule = Literal[
+    "adopt_teacher",
+    "distil_student",
+    "run_bench",
+    "sample_checkpoint",
+    "store_checkpoint_features",
+    "store_features",
+    "train_pack",
+    "train_part",
+    "train_teacher",
+]
+
+
+class Request(Frozen):
+    """What jobs ask SLURM for, beside the GPUs, processors, memory and time that they need."""
+
+    partition: str | None = Field(None, description="default: the cluster's own")
+    account: str | None = Field(None, description="whom the hours are charged to; default: the user's own")
+    qos: str | None = Field(None, description="quality of service")
+    constraint: str | None = Field(None, description="features that the node must have")
+    gpu_model: str | None = Field(None, description="kind of GPU, as in --gpus=MODEL:COUNT")
+    gres: str | None = Field(
+        None, description="ask for GPUs by --gres=GRES:COUNT instead of --gpus=COUNT, e.g. gpu or gpu:a100"
+    )
+    mem_mb: int | None = Field(None, ge=1, description="memory of the first attempt; default: the rule's")
+    minutes: int | None = Field(
+        None,
+        ge=1,
+        description="run time of the first attempt; default: estimated for trainings, else the rule's",
+    )
+    extra: str | None = Field(None, description="further options of sbatch, e.g. --signal=USR1@120")
+
+
+class Cluster(Frozen):
+    """How jobs are sent to SLURM; the `cluster` of `workflow/profiles/slurm/site.yaml`."""
+
+    jobs: Request = Field(Request(), description="what every job asks for")
+    gpu_jobs: Request = Field(Request(), description="what jobs on GPUs ask for; wins over `jobs`")
+    rules: dict[Rule, Request] = Field({}, description="what one rule's jobs ask for; wins over both")
+    safety: float = Field(
+        2.0, ge=1, description="a training's time limit is its estimate, of `kdpipe plan`, times this"
+    )
+    least_minutes: int = Field(30, ge=1, description="and no less than this")
+    most_minutes: int = Field(1440, ge=1, description="a retry doubles the time limit, up to this")
+    most_mem_mb: int = Field(32000, ge=1, description="and the memory, up to this")
+    device: str = Field(
+        "", description="estimate for this device (part of its name); see `kdpipe plan --device`"
+    )
+
+
 class Config(Frozen):
     """What to run and where; the workflow's `config/config.yaml`."""
 
@@ -49,6 +99,7 @@ class Config(Frozen):
     tracking: str | None = Field(
         None, description="MLflow tracking URI; null is the embedded results/mlflow.db"
     )
+    cluster: Cluster | None = Field(None, description="what jobs ask SLURM for; see docs/cluster.md")
 
     @property
     def wanted(self) -> tuple[str, ...]:

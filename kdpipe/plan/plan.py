@@ -292,6 +292,12 @@ class Plan:
         ]
         return [*stamps, *([weights(place(planned.part))] if planned.part else [])]
 
+    @property
+    def data(self) -> list[str]:
+        """The folders of the prepared data sets."""
+        seen = [*(p.data for p in self.runs.values()), *(p.data for p in self.benches.values())]
+        return sorted({folder for folder in seen if folder})
+
     def dataset_of(self, folder: str) -> str:
         """Name of the data set that is prepared in `folder`."""
         trained = {p.data: p.run.spec.data.dataset for p in self.runs.values()}

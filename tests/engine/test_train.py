@@ -14,6 +14,7 @@ from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, Interrupted
 from kdpipe.core.paths import RunPaths
 from kdpipe.engine.sample import sample
+from kdpipe.engine.state import StateStore
 from kdpipe.engine.stop import Stop
 from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights
@@ -111,6 +112,23 @@ def test_interrupted_and_resumed_is_bit_identical(kind, name, prepared, teacher,
             k: v for k, v in b.items() if k != "seconds"
         }
     assert not RunPaths(tmp_path / "parts").state.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("recipe", "standard"), ("method", "kd"), ("recipe", "soteacher")]
+)
+def test_a_long_epoch_saves_its_state_on_the_way(kind, name, prepared, teacher, tmp_path):
+    trainer(kind, name, tmp_path / "whole", prepared, teacher).train()
+    killed = trainer(kind, name, tmp_path / "parts", prepared, teacher)
+    killed.save_every = 0.0  # after every step
+    CrashAfter(killed, 7)  # in the third step of the second epoch
+    with pytest.raises(Crash):
+        killed.train()
+    left = StateStore(killed.paths.state, killed.run.id).load()
+    assert left is not None
+    assert (left["epoch"], left["step"]) == ((1, 0) if killed.memory.shapes else (1, 2))
+    trainer(kind, name, tmp_path / "parts", prepared, teacher).train()
+    assert bits(tmp_path / "whole") == bits(tmp_path / "parts")
 
 
 def test_seeds_differ_and_repeat(prepared, teacher, tmp_path):

@@ -15,8 +15,7 @@ rule run_bench:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        mem_mb=4000,
-        runtime=60,
+        **jobs("run_bench", mem_mb=4000, runtime=60),
     params:
         spec=lambda w: canonical(PLAN.benches[w.bench].run.spec.model_dump(mode="json")),
         run=lambda w, input: canonical(PLAN.benches[w.bench].run.model_dump(mode="json")),

@@ -1,6 +1,7 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from kdpipe.core.specs import point
 from kdpipe.plan.config import check_config
 from kdpipe.plan.imported import start_of as starting_weights
 from kdpipe.plan.imported import store_of
+from kdpipe.plan.jobs import Jobs
 from kdpipe.plan.load import load_plan, study_digest
 from kdpipe.plan.packs import make_packs, marker, read_packs
+
+# SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # jobs run the `kdpipe` of the environment that runs Snakemake
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
@@ -26,6 +31,7 @@ try:
 except KdpipeError as error:
     raise WorkflowError(f"{error}") from None
 
+jobs = Jobs(PLAN, CONFIG, estimated=workflow.is_main_process)
 RESULTS = CONFIG.results
 # with packs, `train_pack` trains, and the runs' own rules put in place what it kept
 PACKED = CONFIG.pack > 1

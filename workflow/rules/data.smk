@@ -20,3 +20,10 @@ rule prepare_data:
     shell:
         "kdpipe prepare {params.name} --out {params.out:q} --source {params.source:q}"
         " --folder {params.folder:q} {params.download} 2>&1 | tee {log:q}"
+
+
+rule prefetch:
+    input:
+        [f"{RESULTS}/data/{data}/meta.json" for data in PLAN.data],
+    message:
+        "every data set is prepared"

@@ -10,9 +10,7 @@ rule store_features:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("store_features", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.run),
         device=lambda w, input: CONFIG.device,
@@ -37,9 +35,7 @@ rule store_checkpoint_features:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("store_checkpoint_features", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,

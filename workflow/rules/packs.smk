@@ -11,9 +11,13 @@ rule train_pack:
         "../../environment.yml"
     threads: lambda w: CONFIG.threads * len(PACKS.members[w.pack])
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=lambda w: 4000 * len(PACKS.members[w.pack]),
-        runtime=240,
+        **jobs(
+            "train_pack",
+            gpu=CONFIG.gpus,
+            mem_mb=lambda w: 4000 * len(PACKS.members[w.pack]),
+            runtime=240,
+            runs=lambda w: PACKS.members[w.pack],
+        ),
         attempt=lambda w, attempt: attempt,
     params:
         runs=lambda w, input: " ".join(PACKS.members[w.pack]),

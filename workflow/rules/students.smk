@@ -20,9 +20,7 @@ rule distil_student:
         "../../environment.yml"
     threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=0 if PACKED else CONFIG.gpus,
-        mem_mb=4000,
-        runtime=240,
+        **jobs("distil_student", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.student]),
     params:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),

@@ -21,9 +21,7 @@ rule train_teacher:
         "../../environment.yml"
     threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=0 if PACKED else CONFIG.gpus,
-        mem_mb=4000,
-        runtime=240,
+        **jobs("train_teacher", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.teacher]),
     params:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
@@ -63,9 +61,7 @@ rule train_part:
         "../../environment.yml"
     threads: 1 if PACKED else CONFIG.threads
     resources:
-        gpu=0 if PACKED else CONFIG.gpus,
-        mem_mb=4000,
-        runtime=120,
+        **jobs("train_part", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=120, runs=lambda w: [w.part]),
     params:
         spec=lambda w: spec(w.part),
         run=lambda w, input: run_json(w.part),
@@ -97,9 +93,7 @@ rule adopt_teacher:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("adopt_teacher", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         spec=lambda w: spec(w.imported),
         run=lambda w, input: run_json(w.imported),
@@ -128,9 +122,7 @@ rule sample_checkpoint:
         "../../environment.yml"
     threads: CONFIG.threads
     resources:
-        gpu=CONFIG.gpus,
-        mem_mb=4000,
-        runtime=60,
+        **jobs("sample_checkpoint", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
