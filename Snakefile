@@ -28,6 +28,10 @@ rule all:
         f"{RESULTS}/report/index.html",
 
 
+onstart:
+    follow()  # ends with this process
+
+
 onsuccess:
     shell(SYNC)
     for study in PLAN.studies:

@@ -42,7 +42,10 @@ class Config(Frozen):
     threads: int = Field(1, ge=1, description="processor threads of one training")
     gpus: int = Field(0, ge=0, description="GPUs that each training asks the scheduler for")
     tracking: str | None = Field(
-        None, description="MLflow tracking URI; null is the embedded results/mlflow.db"
+        None, description="address of an MLflow server; null is the embedded results/mlflow.db"
+    )
+    tracking_files: tuple[Literal["model", "predictions"], ...] = Field(
+        (), description="what MLflow gets of each run beside its settings, measures and logs"
     )
 
     @property
