@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo table test cluster-test lint fix docs lock report ui theory smoke-all bench clean clean-results
+.PHONY: help demo table test cluster-test lint fix docs lock report ui mlflow-server theory smoke-all bench clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,10 +72,12 @@ report: $(READY) ## Build the report and Snakemake's own, which shows how each f
 	@$(BIN)/snakemake --report results/report/workflow.html
 	@echo "results/report/index.html and results/report/workflow.html"
 
-ui: $(READY) ## Open the runs in MLflow on this machine (PORT=5000)
+ui: $(READY) ## Open the embedded store's runs in MLflow on this machine (PORT=5000)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there: run 'make demo' first" >&2; exit 2; }
-	@echo "Open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
-	@$(BIN)/mlflow server --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@$(BIN)/kdpipe serve --database sqlite --port $(PORT) $(ARGS)
+
+mlflow-server: $(READY) ## Serve MLflow for runs, on PostgreSQL where it is installed (PORT=5000; see docs/mlflow.md)
+	@$(BIN)/kdpipe serve --port $(PORT) $(ARGS)
 
 theory: $(READY) ## Draw the theory papers' figures, each with its verdicts (minutes; see docs/guides/theory.md)
 	@$(SNAKEMAKE) --config "studies=[$(THEORY)]" $(ARGS)

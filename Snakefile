@@ -38,6 +38,7 @@ rule all:
 
 onstart:
     PACKS.write(Results(Path(RESULTS)), workflow.execution_settings.retries)
+    follow()  # ends with this process
 
 
 onsuccess:

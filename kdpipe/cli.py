@@ -362,7 +362,7 @@ def train(
     epochs, half = ([e for e, p in points if p == asked] for asked in ("float32", "float16"))
     chosen = _machine(device, threads)
     _write_spec(planned, paths)
-    with _watchers(planned, paths, log) as watchers:
+    with _watchers(planned, paths, log, chosen) as watchers:
         stop = _stop_on_signal()
         watchers.append(kept)
         Trainer(
@@ -626,26 +626,80 @@ def sync(
     override: Override = [],  # noqa: B006
     plan_file: PlanFile = None,
     results: ResultsFolder = None,
-    uri: Annotated[str | None, typer.Option(help="MLflow tracking URI", envvar="MLFLOW_TRACKING_URI")] = None,
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="a dead store is a warning, not an error")
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's address instead of `tracking`", envvar="MLFLOW_TRACKING_URI")
+    ] = None,
+    send: Annotated[
+        list[str], typer.Option(help="model or predictions: send these files too, as `tracking_files` does")
+    ] = [],  # noqa: B006 (typer reads the default once)
+    follow: Annotated[
+        bool, typer.Option("--follow", help="go on until stopped, or until an input that is a pipe ends")
     ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="with --follow: seconds between two rounds")] = 30,
+    lenient: Annotated[bool, typer.Option("--lenient", help="failing is a warning, not an error")] = False,
 ) -> None:
     """Bring MLflow up to date with the runs' journals; safe to repeat.
 
-    Example: kdpipe sync
+    Example: kdpipe sync; kdpipe sync --uri http://127.0.0.1:5000 --follow
     """
+    from kdpipe.plan.load import plan_path
+    from kdpipe.tracking.follow import alone, input_ended
+    from kdpipe.tracking.follow import follow as follow_runs
     from kdpipe.tracking.sync import sync as sync_runs
 
-    resolved, root, tracking = _planned(config, override, plan_file, results)
     try:
-        print(sync_runs(root, resolved, uri or tracking))
-    except UserError as error:
+        resolved, root, tracking = _planned(config, override, plan_file, results)
+        if plan_file is None:
+            settings = _config(config, override)
+            send, plan_file = send or list(settings.tracking_files), plan_path(settings)
+        if not follow:
+            print(sync_runs(root, resolved, uri or tracking, more=send))
+            return
+        with alone(plan_file) as first:
+            if first:
+                follow_runs(root, resolved, uri or tracking, input_ended, more=send, every=every)
+            else:
+                print("another process follows these runs already", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; `kdpipe sync` sends what is missing", file=sys.stderr)
+    except Exception as error:
         if not lenient:
             raise
-        print(
-            f"warning: MLflow was not brought up to date; run `kdpipe sync` later\n{error}", file=sys.stderr
-        )
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"warning: MLflow was not brought up to date; run `kdpipe sync` later\n{what}", file=sys.stderr)
+
+
+@app.command()
+def serve(
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    results: ResultsFolder = None,
+    database: Annotated[
+        str, typer.Option(help="postgresql, sqlite, or auto: PostgreSQL where it is installed")
+    ] = "auto",
+    folder: Annotated[Path | None, typer.Option(help="where PostgreSQL keeps its data")] = None,
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen at")] = 5000,
+    allowed_hosts: Annotated[
+        str, typer.Option(help="more names of this server, as clients call it: login01:5000,...")
+    ] = "",
+    auth: Annotated[bool, typer.Option("--auth", help="ask for a user and a password")] = False,
+) -> None:
+    """Serve MLflow, its pages and its address for runs, until Ctrl-C.
+
+    Example: kdpipe serve --host 0.0.0.0 --auth
+    """
+    from typing import get_args
+
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.core.paths import Results
+    from kdpipe.tracking.server import Database, Server
+
+    if database not in get_args(Database):
+        raise UnknownNameError.of("database", database, get_args(Database), where="--database")
+    root = Results(results or Path(_config(config, override).results))
+    names = tuple(name.strip() for name in allowed_hosts.split(",") if name.strip())
+    Server(root, database, folder, host, port, names, auth).serve()  # type: ignore[arg-type]
 
 
 def _planned(
@@ -767,17 +821,18 @@ def _stop_on_signal() -> Stop:
 
 
 @contextmanager
-def _watchers(run: Run, paths: RunPaths, log: Path | None) -> Iterator[list[Observer]]:
+def _watchers(run: Run, paths: RunPaths, log: Path | None, device: Any) -> Iterator[list[Observer]]:
     """Who watches a training: the terminal, the journal, and the logs, which also get what goes wrong.
 
     `train.log` has every attempt. Snakemake deletes `log` at each.
     """
+    from kdpipe.engine.machine import Machine
     from kdpipe.engine.observe import Bar, Lines
     from kdpipe.tracking.observer import JournalObserver
 
     wanted = dict.fromkeys(path.resolve() for path in (paths.log, log) if path)
     with _logged([*wanted]) as logs:
-        watchers: list[Observer] = [JournalObserver(paths.journal)]
+        watchers: list[Observer] = [JournalObserver(paths.journal, Machine(device).used)]
         watchers += [Lines(run, file, every=0) for file in logs]
         if not _in_log(paths.log):
             watchers.append(Bar(run) if log is None and sys.stderr.isatty() else Lines(run))

@@ -38,9 +38,12 @@ dependencies:
 
 
 def requirements(root: Path) -> list[str]:
-    """Everything pyproject.toml asks for, the tools for development included."""
+    """Everything pyproject.toml asks for, its extras included."""
     project = _project(root)
-    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    return [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
 
 
 def files(root: Path) -> dict[str, str]:
@@ -92,7 +95,7 @@ def exact(pin: Requirement) -> str | None:
 def resolve(root: Path, *, upgrade: bool) -> None:
     """Write requirements.lock, keeping the versions it has unless `upgrade`."""
     target = root / "requirements.lock"
-    options = ["--extra", "dev", "--universal", "--python-version", "3.11", "--no-header", "--quiet"]
+    options = ["--all-extras", "--universal", "--python-version", "3.11", "--no-header", "--quiet"]
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *options, "-o", target.name]
     subprocess.run([*command, "--upgrade"] if upgrade else command, cwd=root, check=True)
     target.write_text(HEADER + target.read_text(encoding="utf-8"), encoding="utf-8")

@@ -80,6 +80,11 @@ class RunPaths:
         return self.root / "train.log"
 
     @property
+    def lock(self) -> Path:
+        """Locked by the process that trains the run, as long as it lives."""
+        return self.root / ".lock"
+
+    @property
     def state(self) -> Path:
         """Folder of the resume state; removed at the end."""
         return self.root / "state"

@@ -20,6 +20,7 @@ import torch
 
 from kdpipe.core.errors import ResultsError
 from kdpipe.core.files import atomic, write_error
+from kdpipe.core.paths import RunPaths
 
 State = dict[str, Any]
 
@@ -69,7 +70,7 @@ class StateStore:
         Raises:
             ResultsError: another process is still training this run.
         """
-        path = self.folder.parent / ".lock"
+        path = RunPaths(self.folder.parent).lock
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a")  # noqa: SIM115 (closed below; the lock lives as long as the file)

@@ -97,7 +97,10 @@ class Config(Frozen):
         description="trainings that share one job, side by side as its processors allow; 1: a job each",
     )
     tracking: str | None = Field(
-        None, description="MLflow tracking URI; null is the embedded results/mlflow.db"
+        None, description="address of an MLflow server; null is the embedded results/mlflow.db"
+    )
+    tracking_files: tuple[Literal["model", "predictions"], ...] = Field(
+        (), description="what MLflow gets of each run beside its settings, measures and logs"
     )
     cluster: Cluster | None = Field(None, description="what jobs ask SLURM for; see docs/cluster.md")
 

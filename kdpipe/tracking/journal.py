@@ -29,6 +29,8 @@ from kdpipe.core.files import atomic
 
 Status = Literal["running", "finished", "collapsed", "failed", "interrupted"]
 
+CURVES = ("metrics", "system")  # kinds that carry values of an epoch
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -36,7 +38,7 @@ class Entry:
 
     Attributes:
         time: when it was written, in milliseconds since 1970.
-        kind: `params`, `tags`, `metrics`, `artifact` or `status`.
+        kind: `params`, `tags`, `metrics`, `system`, `artifact` or `status`.
         data: the rest, as given to `Journal.append`.
     """
 
@@ -60,7 +62,9 @@ class Journal:
     @overload
     def append(self, kind: Literal["params", "tags"], *, values: Mapping[str, Any]) -> None: ...
     @overload
-    def append(self, kind: Literal["metrics"], *, step: int, values: Mapping[str, float]) -> None: ...
+    def append(
+        self, kind: Literal["metrics", "system"], *, step: int, values: Mapping[str, float]
+    ) -> None: ...
     @overload
     def append(self, kind: Literal["artifact"], *, path: str) -> None: ...
     @overload
@@ -70,8 +74,8 @@ class Journal:
 
         Args:
             kind: `params` and `tags` carry `values`, `metrics` a `step` (the epoch, from 1) and finite or
-                non-finite `values`, `artifact` the `path` of a file relative to the run's folder, and
-                `status` a `status`.
+                non-finite `values`, `system` the same of the machine, `artifact` the `path` of a file
+                relative to the run's folder, and `status` a `status`.
             **data: what the kind carries.
         """
         if not self._open:
@@ -81,10 +85,10 @@ class Journal:
             self._write(line)
 
     def truncate_after(self, epoch: int) -> None:
-        """Drop the metrics of epochs after `epoch`, which a resumed training is about to repeat.
+        """Drop the values of epochs after `epoch`, which a resumed training is about to repeat.
 
         Args:
-            epoch: the last epoch that the resume state contains; 0 drops all metrics.
+            epoch: the last epoch that the resume state contains; 0 drops all.
         """
         with self._lenient():
             text = self.path.read_bytes() if self._open and self.path.exists() else b""
@@ -142,7 +146,7 @@ def decode(line: bytes) -> Entry | None:
         return None
     fields = json.loads(body + b"}")
     entry = Entry(fields.pop("time"), fields.pop("kind"), fields)
-    if entry.kind == "metrics":
+    if entry.kind in CURVES:
         fields["values"] = {name: float(value) for name, value in fields["values"].items()}
     return entry
 
@@ -164,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 def _survives(line: bytes, epoch: int) -> bool:
     entry = decode(line)
-    return entry is not None and not (entry.kind == "metrics" and entry.data["step"] > epoch)
+    return entry is not None and not (entry.kind in CURVES and entry.data["step"] > epoch)
 
 
 def _is_torn(handle: int) -> bool:

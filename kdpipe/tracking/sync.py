@@ -1,6 +1,6 @@
 """Bring MLflow up to date with what the runs wrote; safe to repeat, to interrupt and to lose track of.
 
-One process at a time does this, after or beside the trainings, which never touch MLflow themselves. A run
+One process at a time does this, once or for as long as the trainings go on; they never touch MLflow. A run
 is found again by its tag `kdpipe.run`, so it is logged once however often this happens; a point is sent
 once because points that MLflow already holds at that key and step are left out. A small file in each
 run's folder, `.synced.json`, remembers what each store has seen, so that a run without news costs a look
@@ -14,31 +14,28 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
-import os
-import re
-import sqlite3
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from kdpipe.core.errors import ResultsError, TrackingError, UserError
+from kdpipe.core.errors import ResultsError, UserError
 from kdpipe.core.files import write_error, write_json
 from kdpipe.core.paths import Results
+from kdpipe.tracking.client import connected, first_line, http_status, load, public, root_of
 from kdpipe.tracking.source import Content, Point, Source, Stamp, sources, stamp
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     from kdpipe.plan.plan import Plan
+
+T = TypeVar("T")
 
 STATES = {
     "running": "RUNNING",
@@ -46,15 +43,12 @@ STATES = {
     "collapsed": "FINISHED",  # a result like any other; the tag kdpipe.status tells
     "failed": "FAILED",
     "interrupted": "KILLED",
+    "killed": "KILLED",
 }
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # or MLflow's pages open with chats and judges
+FEW = 20  # runs that are looked for one by one; for more, all of them are listed once
 LOCK_WAIT = 60.0  # seconds to wait for another sync
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what MLflow takes in one call
-ENVIRONMENT = {  # unless set: MLflow tries a dead server for minutes, and tells two lines of every run
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 @dataclass
@@ -94,7 +88,9 @@ def sync(
     uri: str | None = None,
     *,
     names: Iterable[str] | None = None,
+    more: Sequence[str] = (),
     quiet: bool = False,
+    memory: Memory | None = None,
 ) -> SyncReport:
     """Bring a tracking store up to date with the runs in the results folder.
 
@@ -107,7 +103,9 @@ def sync(
         plan: whose runs, which also tells the studies; None for every run in the folder.
         uri: a tracking URI; None is the embedded store in the results folder.
         names: only these runs, with their teachers.
+        more: what a run hands over whatever its size: `model`, `predictions`.
         quiet: show no progress on the terminal.
+        memory: what earlier calls of this process learnt of the store, for one that calls again and again.
 
     Returns:
         What was done. A run whose files are damaged, or that MLflow refuses, is listed in it.
@@ -115,17 +113,25 @@ def sync(
     Raises:
         TrackingError: the store cannot be reached or used.
         ResultsError: the results folder cannot be written, or another sync does not end.
-        UnknownNameError: one of `names` is not there.
+        UnknownNameError: one of `names` or `more` is not there.
     """
-    found = sources(results, plan, names)
+    found = sources(results, plan, names, more)
     address = uri or f"sqlite:///{results.mlflow.resolve()}"
-    report = SyncReport(_public(address))
-    with _lock(results.root, quiet), _mlflow(address) as client:
+    report = SyncReport(public(address))
+    load()  # before others are kept waiting
+    with _lock(results.root, quiet), connected(address) as client:
         artifacts = None if uri else (results.root / "mlartifacts").resolve()
-        store = _Store(client, artifacts, report)
+        store = _Store(client, artifacts, report, {} if memory is None else memory)
         for source in _progress(found, quiet):
             store.bring(source)
     return report
+
+
+Curves = dict[str, dict[int, float]]
+"""What a store holds of a run: the latest value by metric and step."""
+
+Memory = dict[str, tuple[Stamp | None, Curves]]
+"""By MLflow's id of a run in training: the stamp of its cursor file, and what the store held by then."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +170,13 @@ class _Store:
         client: reaches it.
         artifacts: where new experiments keep their files; None leaves it to the server.
         report: told what is done.
+        memory: what earlier syncs of this process learnt.
     """
 
-    def __init__(self, client: MlflowClient, artifacts: Path | None, report: SyncReport) -> None:
-        self.client, self.artifacts, self.report = client, artifacts, report
+    def __init__(
+        self, client: MlflowClient, artifacts: Path | None, report: SyncReport, memory: Memory
+    ) -> None:
+        self.client, self.artifacts, self.report, self.memory = client, artifacts, report, memory
         self.run_ids: dict[str, str] = {}
         self.shelves: dict[str, _Shelf] = {}
         self.takes_files = True
@@ -188,18 +197,18 @@ class _Store:
         from mlflow.exceptions import MlflowException
 
         stamps = source.stamps()
-        if not {"journal.jsonl", "status.json"} & stamps.keys():
+        if not stamps:
             return
         shelf = self.shelf(source.dataset)
         try:
             self._bring(source, shelf, stamps)
             self.report.runs += 1
         except MlflowException as error:
-            if _http_status(error) >= 500:
+            if http_status(error) >= 500:
                 raise
-            self.report.failed[source.name] = f"MLflow refuses it: {_first_line(error)}"
+            self.report.failed[source.name] = f"MLflow refuses it: {first_line(error)}"
         except (UserError, ValueError, KeyError, TypeError, OSError) as error:
-            self.report.failed[source.name] = f"its files cannot be read: {_first_line(error)}"
+            self.report.failed[source.name] = f"its files cannot be read: {first_line(error)}"
 
     def _bring(self, source: Source, shelf: _Shelf, stamps: dict[str, Stamp]) -> None:
         file = source.paths.root / ".synced.json"
@@ -219,10 +228,13 @@ class _Store:
             shelf.id, content.started(), tags={"kdpipe.run": source.name}, run_name=source.name
         )
         self.run_ids[source.name] = run.info.run_id
-        cursors[shelf.key] = self._send(
-            content, _Target(self.client, run, held is None), before, shelf, stamps
-        )
+        # a sync that fails, or another's in between, leaves no memory of this run
+        known, curves = self.memory.pop(run.info.run_id, (None, {}))
+        target = _Target(self.client, run, held is None, curves if before and known == stamp(file) else {})
+        cursors[shelf.key] = self._send(content, target, before, shelf, stamps)
         write_json(file, {key: asdict(cursor) for key, cursor in cursors.items()})
+        if content.status()[1] is None:
+            self.memory[run.info.run_id] = stamp(file), target.curves
         self.report.created += held is None
         self.report.updated += held is not None
 
@@ -270,7 +282,7 @@ class _Store:
                 target.file(path, str(name.parent) if name.parent.name else "")
             except (MlflowException, OSError) as error:
                 self.takes_files = False
-                self.report.notes.append(f"warning: files were not sent: {_first_line(_root(error))}")
+                self.report.notes.append(f"warning: files were not sent: {first_line(root_of(error))}")
                 break
             files[str(name)] = now
         return files
@@ -286,7 +298,7 @@ class _Shelf:
     """
 
     def __init__(self, client: MlflowClient, name: str, artifacts: Path | None) -> None:
-        self.client = client
+        self.client, self.searches = client, 0
         experiment = self._open(name, artifacts)
         self.id = str(experiment.experiment_id)
         self.key = f"{self.id}@{experiment.creation_time}"  # a store that was made anew has another
@@ -307,25 +319,31 @@ class _Shelf:
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
-            if _http_status(error) != 404:
+            if http_status(error) != 404:
                 raise
             return None
 
     def find(self, name: str) -> Run | None:
         """The run of that name (the oldest, should there be several), or None."""
-        return self._by_name.get(name)
+        from mlflow.entities import ViewType
+
+        self.searches += 1
+        if self.searches > FEW:
+            return self._by_name.get(name)
+        asked = f"tags.`kdpipe.run` = '{name}'"
+        return min(self._search(ViewType.ACTIVE_ONLY, asked), key=_age, default=None)
 
     @cached_property
     def _by_name(self) -> dict[str, Run]:
         from mlflow.entities import ViewType
 
-        runs = sorted(self._search(ViewType.ACTIVE_ONLY), key=lambda r: (r.info.start_time, r.info.run_id))
+        runs = sorted(self._search(ViewType.ACTIVE_ONLY), key=_age)
         return {run.data.tags.get("kdpipe.run", ""): run for run in reversed(runs)}
 
-    def _search(self, view: int) -> Iterator[Run]:
+    def _search(self, view: int, asked: str = "") -> Iterator[Run]:
         token = None
         while True:
-            page = self.client.search_runs([self.id], run_view_type=view, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.id], asked, view, max_results=200, page_token=token)
             yield from page
             token = page.token
             if not token:
@@ -335,7 +353,8 @@ class _Shelf:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             place = str(artifacts / name.replace("/", "-")) if artifacts else None
-            return self.client.get_experiment(self.client.create_experiment(name, artifact_location=place))
+            made = self.client.create_experiment(name, artifact_location=place, tags=KIND)
+            return self.client.get_experiment(made)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found
@@ -348,12 +367,12 @@ class _Target:
         client: reaches the store.
         run: the run as the store has it.
         created: whether it is new, and so has no history.
+        curves: what of its history is known; the rest is asked for.
     """
 
-    def __init__(self, client: MlflowClient, run: Run, created: bool) -> None:
-        self.client, self.run, self.created = client, run, created
+    def __init__(self, client: MlflowClient, run: Run, created: bool, curves: Curves) -> None:
+        self.client, self.run, self.created, self.curves = client, run, created, curves
         self.id: str = run.info.run_id
-        self.history = cache(self._history)
 
     def params(self, wanted: dict[str, str]) -> None:
         """Send new params. MLflow never changes one, so a changed value is told by a tag."""
@@ -379,8 +398,10 @@ class _Target:
         """Send points."""
         from mlflow.entities import Metric
 
-        for part in _parts([Metric(*point) for point in points], BATCH["metrics"]):
-            self.client.log_batch(self.id, metrics=part)
+        for part in _parts(points, BATCH["metrics"]):
+            self.client.log_batch(self.id, metrics=[Metric(*point) for point in part])
+            for point in part:
+                self.history(point.key)[point.step] = point.value
 
     def status(self, status: str, ended: int | None) -> None:
         """Set the state and the time of the end, if they differ."""
@@ -394,45 +415,13 @@ class _Target:
         """Hand over a file into a folder among the run's artifacts."""
         self.client.log_artifact(self.id, str(path), folder or None)
 
-    def _history(self, key: str) -> dict[int, float]:
+    def history(self, key: str) -> dict[int, float]:
         """The latest value that the store holds of `key` at each step."""
-        if self.created:
-            return {}
-        held = sorted(self.client.get_metric_history(self.id, key), key=lambda m: m.timestamp)
-        return {m.step: m.value for m in held}
-
-
-@contextmanager
-def _mlflow(uri: str) -> Iterator[MlflowClient]:
-    """A client that works, and keeps quiet; a failure of the store becomes one message."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
-        from sqlalchemy.exc import SQLAlchemyError
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        try:
-            _check_sqlite(uri)
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
-            yield client
-        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-            raise TrackingError(
-                f"MLflow cannot be brought up to date: {_first_line(_root(error))}",
-                where=_public(uri),
-                fix="check the address and that the server runs, then `kdpipe sync`; nothing is lost",
-            ) from error
-
-
-def _check_sqlite(uri: str) -> None:
-    """Open a SQLite store once by ourselves: MLflow would try a hopeless one for minutes."""
-    if uri.startswith("sqlite:///"):
-        path = uri.removeprefix("sqlite:///").partition("?")[0]
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA schema_version")
+        if key not in self.curves:
+            asked = [] if self.created else self.client.get_metric_history(self.id, key)
+            held = sorted(asked, key=lambda m: m.timestamp)
+            self.curves[key] = {m.step: m.value for m in held}
+        return self.curves[key]
 
 
 @contextmanager
@@ -486,26 +475,10 @@ def _read_cursors(file: Path) -> dict[str, _Cursor]:
         return {}
 
 
-def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+def _age(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _http_status(error: MlflowException) -> int:
-    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-
-
-def _root(error: BaseException) -> BaseException:
-    """What first went wrong."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return _public(str(error).strip().split("\n", 1)[0][:300]) or type(error).__name__
-
-
-def _public(text: str) -> str:
-    """`text` without the passwords in its addresses."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)

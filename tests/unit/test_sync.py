@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -70,7 +71,7 @@ class World:
         for epoch in range(first, last + 1):
             book.append("metrics", step=epoch, values={"loss": 1 / epoch, "seconds": time.time()})
             time.sleep(0.002)
-        if status == "killed":
+        if status in ("killed", "running"):
             return
         book.append("status", status=status)
         if status in ("finished", "collapsed"):
@@ -82,6 +83,13 @@ class World:
         paths = paths if epoch is None else paths.sampled(epoch)
         now = time.time_ns() // 1_000_000
         write_json(paths.metrics, {"status": "finished", "epoch": 3, "time": now, "values": values})
+
+    @contextmanager
+    def in_training(self, run):
+        """Hold the run's lock, as the process that trains it does."""
+        with open(self.paths(run).lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def sync(self, plan=True, **options):
         options = {"uri": self.uri, "quiet": True} | options
@@ -145,10 +153,11 @@ def test_each_run_is_logged_once_and_whole(trained):
     assert student.info.status == "FINISHED"
     assert student.info.start_time <= student.info.end_time
     assert trained.curve(trained.student, "loss") == LOSSES
-    assert trained.curve(trained.student, "final.ece") == [(0, 0.05)]
+    assert trained.curve(trained.student, "final.ece") == [(3, 0.05)]
     tags = student.data.tags
     assert tags["mlflow.parentRunId"] == teacher.info.run_id
     own = {k.removeprefix("kdpipe."): v for k, v in tags.items() if k.startswith("kdpipe.")}
+    assert own.pop("group").startswith("resnet14/resnet8/standard/kd-")
     assert own == {
         "run": trained.student.name,
         "id": trained.student.id,
@@ -227,14 +236,89 @@ def test_mlflow_itself_stores_a_repeated_point_once(trained):
 
 
 def test_a_run_that_grows_between_syncs(world):
-    world.train(world.teacher, last=1, status="killed")
-    world.sync()
-    assert world.of(world.teacher).info.status == "RUNNING"
-    book = Journal(world.paths(world.teacher).journal)
-    for epoch in (2, 3):
-        book.append("metrics", step=epoch, values={"loss": 1 / epoch})
+    world.train(world.teacher, last=1, status="running")
+    with world.in_training(world.teacher):
         world.sync()
+        assert world.of(world.teacher).info.status == "RUNNING"
+        book = Journal(world.paths(world.teacher).journal)
+        for epoch in (2, 3):
+            book.append("metrics", step=epoch, values={"loss": 1 / epoch})
+            world.sync()
     assert world.curve(world.teacher, "loss") == LOSSES
+
+
+def test_a_run_that_dies_without_a_word_is_not_running_for_ever(world):
+    world.train(world.teacher, last=1, status="running")
+    with world.in_training(world.teacher):
+        world.sync()
+    assert world.sync().updated == 1
+    run = world.of(world.teacher)
+    assert (run.info.status, run.data.tags["kdpipe.status"]) == ("KILLED", "killed")
+    assert world.sync().updated == 0
+    world.train(world.teacher, first=2, status="running")  # goes on where it was
+    with world.in_training(world.teacher):
+        world.sync()
+        assert world.of(world.teacher).info.status == "RUNNING"
+    assert world.curve(world.teacher, "loss") == LOSSES
+
+
+def test_a_process_that_syncs_often_asks_for_a_curve_once(world, monkeypatch):
+    asked = []
+    history = sync_module._Target.history
+
+    def counted(self, key):
+        asked.extend([key] if key not in self.curves and not self.created else [])
+        return history(self, key)
+
+    world.train(world.teacher, last=1, status="running")
+    world.sync()
+    monkeypatch.setattr(sync_module._Target, "history", counted)
+    book, memory = Journal(world.paths(world.teacher).journal), {}
+    with world.in_training(world.teacher):
+        for epoch in (2, 3):
+            book.append("metrics", step=epoch, values={"loss": 1 / epoch})
+            world.sync(memory=memory)
+    assert asked == ["loss", "seconds"]
+    assert world.sync(memory=memory).updated == 1  # it has ended
+    assert memory == {}
+    assert world.curve(world.teacher, "loss") == LOSSES
+
+
+def test_what_another_process_sent_meanwhile_is_not_sent_again(world):
+    memory = {}
+    world.train(world.teacher, last=1, status="running")
+    with world.in_training(world.teacher):
+        world.sync(memory=memory)
+        world.train(world.teacher, first=2, last=2, status="running")
+        world.sync()  # another process
+        world.train(world.teacher, first=2, status="running")  # killed and resumed: epoch 2 once more
+        world.sync(memory=memory)
+    assert world.curve(world.teacher, "loss") == LOSSES
+    assert len(world.curve(world.teacher, "seconds")) == 3
+
+
+def test_a_send_of_which_nobody_knows_whether_it_arrived_is_compared(world, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    memory = {}
+    world.train(world.teacher, last=1, status="running")
+    with world.in_training(world.teacher):
+        world.sync(memory=memory)
+        world.train(world.teacher, first=2, last=2, status="running")
+        points = sync_module._Target.points
+
+        def arrive_without_an_answer(self, sent):
+            points(self, sent)
+            raise MlflowException("timed out")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sync_module._Target, "points", arrive_without_an_answer)
+            with pytest.raises(TrackingError, match="does not answer in time"):
+                world.sync(memory=memory)
+        world.train(world.teacher, first=2, status="running")
+        world.sync(memory=memory)
+    assert world.curve(world.teacher, "loss") == LOSSES
+    assert len(world.curve(world.teacher, "seconds")) == 3
 
 
 @pytest.mark.parametrize("forgetful", [False, True])
@@ -286,7 +370,7 @@ def test_a_sync_that_dies_half_way_is_made_up_for(trained, monkeypatch):
         ("collapsed", "FINISHED", "collapsed"),
         ("failed", "FAILED", "failed"),
         ("interrupted", "KILLED", "interrupted"),
-        ("killed", "RUNNING", "running"),
+        ("killed", "KILLED", "killed"),
     ],
 )
 def test_the_state_of_a_run(world, status, state, tag):
@@ -347,7 +431,7 @@ def test_new_measures_and_sampled_checkpoints_follow(trained):
     trained.evaluate(trained.teacher, epoch=3, top1=75.0)
     assert trained.sync().metrics == 4
     assert trained.of(trained.student).data.metrics["final.top1"] == 81.0
-    assert trained.curve(trained.student, "final.ece") == [(0, 0.05)]
+    assert trained.curve(trained.student, "final.ece") == [(3, 0.05)]
     assert trained.curve(trained.teacher, "sampled.top1") == [(2, 70.0), (3, 75.0)]
 
 
@@ -399,7 +483,7 @@ def test_one_damaged_run_does_not_stop_the_others(trained):
     assert trained.curve(trained.student, "loss") == LOSSES
     trained.evaluate(trained.teacher, top1=90.0)
     assert trained.sync().failed == {}
-    assert trained.curve(trained.teacher, "final.top1") == [(0, 90.0)]
+    assert trained.curve(trained.teacher, "final.top1") == [(3, 90.0)]
 
 
 def test_runs_that_have_not_begun_are_left_out(world):
@@ -416,6 +500,7 @@ def test_the_embedded_store_keeps_files_too(trained, monkeypatch):
     for name in ("extra/note.txt", "../../secret.txt"):
         Journal(paths.journal).append("artifact", path=name)
     paths.log.write_text("x" * 6_000_000)
+    paths.model.write_bytes(b"weights")
     trained.sync(uri=None)
     assert trained.results.mlflow.exists()
     kept = {
@@ -434,6 +519,65 @@ def test_the_embedded_store_keeps_files_too(trained, monkeypatch):
     assert (report.updated, report.failed) == (1, {})
     assert "files are not copied" in str(report)
     assert not root.exists()
+
+
+def test_weights_and_predictions_are_handed_over_on_request_alone(trained):
+    paths = trained.paths(trained.student)
+    paths.model.write_bytes(b"w" * 6_000_000)
+    trained.sync()
+    files = trained.client.list_artifacts(trained.of(trained.student).info.run_id)
+    assert "model.safetensors" not in [f.path for f in files]
+    assert trained.sync(more=["model", "predictions"]).updated == 1
+    assert trained.sync(more=["model", "predictions"]).updated == 0
+    files = trained.client.list_artifacts(trained.of(trained.student).info.run_id)
+    assert "model.safetensors" in [f.path for f in files]
+    with pytest.raises(UnknownNameError, match="no file to send 'state'"):
+        trained.sync(more=["state"])
+
+
+def test_a_run_in_training_hands_over_no_files_yet(world):
+    world.train(world.teacher, status="running")
+    with world.in_training(world.teacher):
+        world.sync()
+        run_id = world.of(world.teacher).info.run_id
+        assert world.client.list_artifacts(run_id) == []
+    world.sync()
+    assert [f.path for f in world.client.list_artifacts(run_id)] == ["spec.json"]
+
+
+def test_a_group_is_what_differs_in_the_seeds_alone(world):
+    other = teacher_run(world.dataset, seed=1)
+    students = [student_run(t, **s) for t in (world.teacher, other) for s in ({}, {"alpha": 0.5})]
+    for run in (other, *students):
+        world.plan.runs[run.name] = PlannedRun(run, None, "d")
+    for run in (world.teacher, *students):
+        world.train(run)
+    world.sync()
+    first, changed, second, _ = (world.of(run).data.tags["kdpipe.group"] for run in students)
+    assert first == second != changed
+    assert first != world.of(world.teacher).data.tags["kdpipe.group"]
+    world.forget()
+    world.sync(plan=False)
+    assert world.of(students[0]).data.tags["kdpipe.group"] == first
+
+
+def test_few_runs_are_looked_for_one_by_one_and_many_in_a_list(trained, monkeypatch):
+    trained.sync()
+    listed = []
+    search = sync_module._Shelf._search
+
+    def counted(self, view, asked=""):
+        listed.append(asked)
+        return search(self, view, asked)
+
+    monkeypatch.setattr(sync_module._Shelf, "_search", counted)
+    for few, wanted in ((5, 2), (0, 1), (1, 2)):
+        monkeypatch.setattr(sync_module, "FEW", few)
+        trained.forget()
+        listed.clear()
+        assert trained.sync().created == 0
+        assert len(listed) == wanted
+        assert ("" in listed) == (few < 2)
 
 
 def test_files_that_cannot_be_handed_over_are_tried_again(trained, monkeypatch):
@@ -463,15 +607,23 @@ def test_a_dead_server_is_one_message_soon(trained, closed_port):
         trained.sync(uri=f"http://me:pass@127.0.0.1:{closed_port}")
     assert time.monotonic() - started < 15
     message = str(caught.value)
-    assert "refused" in message
+    assert "no MLflow server answers there" in message
     assert "nothing is lost" in message
     assert "pass@" not in message
     assert not list(trained.results.root.glob("runs/*/.synced.json"))
     assert trained.sync().created == 2
 
 
-@pytest.mark.parametrize("kind", ["scheme", "folder", "garbage", "nowhere"])
-def test_a_store_that_cannot_be_used(trained, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("scheme", "no address"),
+        ("folder", "no address"),
+        ("garbage", "cannot be brought up to date"),
+        ("nowhere", "cannot be brought up to date"),
+    ],
+)
+def test_a_store_that_cannot_be_used(trained, kind, what, tmp_path):
     (tmp_path / "bad.db").write_text("not a database " * 100)
     uris = {
         "scheme": "nonsense://x",
@@ -480,7 +632,7 @@ def test_a_store_that_cannot_be_used(trained, kind, tmp_path):
         "nowhere": "sqlite:////proc/none/mlflow.db",
     }
     started = time.monotonic()
-    with pytest.raises(TrackingError, match="cannot be brought up to date"):
+    with pytest.raises(TrackingError, match=what):
         trained.sync(uri=uris[kind])
     assert time.monotonic() - started < 15
 

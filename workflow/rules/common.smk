@@ -1,7 +1,9 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,7 +47,23 @@ DEVICE = f"{CONFIG.device} --finished-only" if PACKED else CONFIG.device
 # the report's pages beside the first; whatever else lies there, as Snakemake's own report, stays
 REPORT_FOLDERS = ["studies", "runs", "methods", "recipes", "data", "figures", "parts"]
 TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
-SYNC = f"kdpipe sync --lenient --plan {PLAN_FILE} --results {RESULTS} {TRACKING}"
+SEND = " ".join(f"--send {name}" for name in CONFIG.tracking_files)
+SYNC = f"kdpipe sync --lenient --plan {PLAN_FILE} --results {RESULTS} {TRACKING} {SEND}"
+
+
+def follow():
+    """Send the runs' news to the MLflow server while they train: one process for all jobs, wherever they run.
+
+    It goes on while its input is open, which closes with this process even if that is killed.
+    """
+    if CONFIG.tracking:
+        log = Path(RESULTS, "logs", "sync.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = ["nice", sys.executable, "-m", *shlex.split(SYNC), "--follow"]
+        with open(log, "a") as out:
+            follow.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
+            )
 
 
 wildcard_constraints:
