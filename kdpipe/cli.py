@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,16 +69,14 @@ def _root(
 
 
 def _config(file: Path, override: list[str]) -> Config:
-    import yaml
-
-    from kdpipe.plan.config import read_config
+    from kdpipe.plan.config import from_yaml, read_config
 
     values: dict[str, Any] = {}
     for item in override:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"'--set {item}' lacks a value", fix="write --set KEY=VALUE")
-        values[key] = yaml.safe_load(value)
+        values[key] = from_yaml(value, f"--set {key}")
     return read_config(file, values)
 
 
@@ -618,11 +617,18 @@ def _watchers(run: Run, paths: RunPaths, log: Path | None) -> Iterator[list[Obse
     if log is None:
         yield watchers
         return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
+    from kdpipe.core.files import write_error
+
+    try:  # unbuffered, so that nothing is left over that a full disk refuses once more at the end
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = io.TextIOWrapper(open(log, "ab", buffering=0), "utf-8", write_through=True)  # noqa: SIM115
+    except OSError as error:
+        raise write_error(log, error) from error
+    with file:
         try:
             yield [*watchers, Lines(run, file, every=0)]
         except BaseException as error:
             told = f"error: {error}\n" if isinstance(error, KdpipeError) else traceback.format_exc()
-            file.write(told)
+            with suppress(OSError):
+                file.write(told)
             raise

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.core.errors import ResultsError, TrackingError, UserError
-from kdpipe.core.files import write_error, write_json
+from kdpipe.core.files import read_json, write_error, write_json
 from kdpipe.core.paths import Results
 from kdpipe.tracking.source import Content, Point, Source, Stamp, sources, stamp
 
@@ -481,8 +481,8 @@ def _progress(found: Sequence[Source], quiet: bool) -> Iterable[Source]:
 def _read_cursors(file: Path) -> dict[str, _Cursor]:
     """The cursors of a run by store; none where the file is missing or not sound."""
     try:
-        return {key: _Cursor(**fields) for key, fields in json.loads(file.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {key: _Cursor(**fields) for key, fields in read_json(file).items()}
+    except (ResultsError, TypeError, AttributeError):
         return {}
 
 
