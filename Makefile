@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo table test cluster-test lint fix docs lock report ui mlflow-server theory smoke-all bench clean clean-results
+.PHONY: help demo table test cluster-test drills lint fix docs lock report ui mlflow-server theory smoke-all bench clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ test: $(READY) ## Run the tests
 
 cluster-test: $(READY) ## Start a SLURM on this machine and send a study through it (ARGS="--long" also sends 200 jobs)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster $(ARGS)
+
+drills: $(READY) ## Kill, starve and damage small runs hundreds of times; the outcomes go to results/drills.md (an hour)
+	@KDPIPE_DRILLS=long OMP_NUM_THREADS=1 $(BIN)/pytest tests/reliability --timeout 14400 $(ARGS)
 
 lint: $(READY) ## Check style, types, import directions, generated files and the workflow
 	$(BIN)/ruff check

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -70,16 +71,14 @@ def _root(
 
 
 def _config(file: Path, override: list[str]) -> Config:
-    import yaml
-
-    from kdpipe.plan.config import read_config
+    from kdpipe.plan.config import from_yaml, read_config
 
     values: dict[str, Any] = {}
     for item in override:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"'--set {item}' lacks a value", fix="write --set KEY=VALUE")
-        values[key] = yaml.safe_load(value)
+        values[key] = from_yaml(value, f"--set {key}")
     return read_config(file, values)
 
 
@@ -843,18 +842,27 @@ def _watchers(run: Run, paths: RunPaths, log: Path | None, device: Any) -> Itera
 def _logged(logs: list[Path]) -> Iterator[Sequence[TextIO]]:
     """Files to append to; an error within the block is told in each, unless stderr goes there already."""
     with ExitStack() as stack:
-        files = []
-        for log in logs:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            files.append(stack.enter_context(open(log, "a", encoding="utf-8")))
+        files = [stack.enter_context(_appended(log)) for log in logs]
         try:
             yield files
         except BaseException as error:
             told = f"error: {error}\n" if isinstance(error, KdpipeError) else traceback.format_exc()
             for log, file in zip(logs, files, strict=True):
                 if not _in_log(log):
-                    file.write(told)
+                    with suppress(OSError):
+                        file.write(told)
             raise
+
+
+def _appended(log: Path) -> TextIO:
+    """A log to append to; unbuffered, so that nothing is left for a full disk to refuse again at the end."""
+    from kdpipe.core.files import write_error
+
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return io.TextIOWrapper(open(log, "ab", buffering=0), "utf-8", write_through=True)
+    except OSError as error:
+        raise write_error(log, error) from error
 
 
 def _in_log(log: Path) -> bool:

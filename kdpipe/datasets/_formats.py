@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdpipe.api import DatasetSpec, Paper, Split
 from kdpipe.core.errors import DataError
+from kdpipe.core.files import beside
 
 ROWS = 1000  # rows decoded at a time: a few megabytes
 CIFAR_LICENCE = "none stated; the author asks for a citation"
@@ -51,6 +50,11 @@ class Pixels:
         """(H, W, C)."""
         return self.side, self.side, self.channels
 
+    @property
+    def mode(self) -> str:
+        """Pillow's name for these channels."""
+        return "RGB" if self.channels == 3 else "L"
+
     def decode(self, data: bytes | None, where: str) -> NDArray[np.uint8]:
         """An image file's pixels, H x W x C.
 
@@ -66,7 +70,8 @@ class Pixels:
         wanted = (self.side, self.side)
         try:
             with Image.open(io.BytesIO(data or b"")) as file:
-                image = file.convert("RGB" if self.channels == 3 else "L")
+                # of another size, it is refused before a bomb of an image fills the memory
+                image = file.convert(self.mode) if self.resize or file.size == wanted else file
             if self.resize and image.size != wanted:
                 image = ImageOps.fit(image, wanted, Image.Resampling.BILINEAR)
         except Exception as error:  # Pillow's decoders raise many kinds
@@ -193,21 +198,16 @@ def arriving(place: Path, name: str) -> Iterator[Path]:
     Raises:
         DataError: the block failed to download or to write.
     """
-    temporary = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp"))
-        yield temporary / place.name
-        (temporary / place.name).replace(place)
+        with beside(place, folder=True) as temporary:
+            yield temporary / place.name
+            (temporary / place.name).replace(place)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum a RuntimeError
         raise DataError(
             f"{name} could not be downloaded: {error}",
             where=str(place),
             fix="try again, or fetch the published files by hand and put them there",
         ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def parquet_files(folder: Path, train: str = "train", test: str = "test") -> dict[str, list[Path]] | None:

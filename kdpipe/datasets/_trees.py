@@ -118,9 +118,11 @@ class Archive:
     def _check(self, member: zipfile.ZipInfo) -> None:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         escapes = path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1])
-        if escapes or stat.S_ISLNK(member.external_attr >> 16):
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if escapes or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            special = "a link" if kind == stat.S_IFLNK else "a device or pipe"
             raise DataError(
-                f"the archive holds {'a path that leads out of it' if escapes else 'a link'}",
+                f"the archive holds {'a path that leads out of it' if escapes else special}",
                 where=f"{self.path}, file {member.filename}",
                 fix="use the published archive",
             )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from kdpipe.api import Arrays, Bench, ImageFiles, Images, Split
 from kdpipe.core import registry
-from kdpipe.core.errors import ConfigError, Interrupted
+from kdpipe.core.errors import ConfigError, Interrupted, ResultsError
 from kdpipe.core.files import atomic, read_json, sha256, write_json
 from kdpipe.core.fingerprint import code_of, fingerprint
 from kdpipe.core.paths import RunPaths
@@ -90,6 +90,19 @@ def _flat(prepared: Prepared, split: Split) -> NDArray[np.float64]:
     return split.images.reshape(len(split.images), -1) / 255.0
 
 
+def _part(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a part that a killed run left.
+
+    Raises:
+        ResultsError: it is damaged.
+    """
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception as error:  # a damaged archive makes its reader raise almost anything
+        raise ResultsError(f"a part cannot be read: {error}", where=str(file), fix="delete it") from error
+
+
 @dataclass
 class DeskOnDisk:
     """A bench's desk: parts are kept as `<folder>/<name>.npz` until the run is done.
@@ -112,9 +125,11 @@ class DeskOnDisk:
     def __post_init__(self) -> None:
         self.seconds = 0.0  # that earlier attempts spent on the parts
         stamp = self.folder / "code.json"
-        if stamp.is_file() and read_json(stamp).get("code") == self.code:
-            self.seconds = sum(float(np.load(part)["seconds"]) for part in self.folder.glob("*.npz"))
-        else:
+        try:
+            if read_json(stamp).get("code") != self.code:
+                raise ResultsError("other code made these parts", where=str(stamp))
+            self.seconds = sum(float(_part(part)["seconds"]) for part in self.folder.glob("*.npz"))
+        except ResultsError:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_json(stamp, {"code": self.code})
         self.begun = time.monotonic()
@@ -123,8 +138,8 @@ class DeskOnDisk:
         """The arrays called `name`: from disk where a killed run left them, else made now and kept."""
         part = self.folder / f"{name}.npz"
         if part.is_file():
-            with np.load(part) as stored:
-                return {key: stored[f"own_{key}"] for key in stored["keys"].tolist()}
+            stored = _part(part)
+            return {key: stored[f"own_{key}"] for key in stored["keys"].tolist()}
         if self.stop.requested:
             raise Interrupted(f"{self.name}: stopped before '{name}'; run it again to go on")
         begun = time.monotonic()

@@ -11,6 +11,7 @@ import pickle
 import re
 import time
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -249,6 +250,12 @@ def read_checkpoint(file: Path) -> Any:
             return load_file(file)
         except (SafetensorError, OSError):
             raise _damaged(file) from None
+    if _inflates(file):
+        raise CheckpointError(
+            "the archive would unpack to more than it is, and torch.save compresses nothing; it was not read",
+            where=str(file),
+            fix="if you trust it, save its state dict with torch.save and import that",
+        )
     stand_ins: list[Any] = [(Inert, name) for name in SETTINGS]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -269,6 +276,15 @@ def _is_safetensors(file: Path) -> bool:
     """Whether a file is meant as safetensors: by its name, or by the JSON after the 8 bytes of a length."""
     with file.open("rb") as opened:
         return file.suffix == ".safetensors" or opened.read(9)[8:] == b"{"
+
+
+def _inflates(file: Path) -> bool:
+    """Whether a zip archive's members are together larger than the file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sum(member.file_size for member in archive.infolist()) > file.stat().st_size
+    except (zipfile.BadZipFile, ValueError, OSError):  # the reader says what is wrong with it
+        return False
 
 
 def unwrap(content: Any, file: Path) -> tuple[str, State]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,7 +83,8 @@ class MemoryFiles:
             if not file.is_file() or file.stat().st_size != 4 * int(np.prod(shape)):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with open(file, "wb") as made:
-                    made.truncate(4 * int(np.prod(shape)))
+                    # a full disk is an error here; met through the map, it would kill the process
+                    os.posix_fallocate(made.fileno(), 0, 4 * int(np.prod(shape)))
             return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
         except OSError as error:
             raise write_error(file, error) from error

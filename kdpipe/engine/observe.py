@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Literal, Protocol, TextIO
 
 from kdpipe.core.specs import Run
@@ -63,7 +64,8 @@ class Lines:
         self._say(status)
 
     def _say(self, text: str) -> None:
-        print(f"{self.label}: {text}", file=self.stream, flush=True)
+        with suppress(OSError):  # a closed terminal or a full disk stops no training
+            print(f"{self.label}: {text}", file=self.stream, flush=True)
 
 
 class Bar:

@@ -67,7 +67,8 @@ def sample(
     model.to(device=device, memory_format=torch.channels_last)
     out = paths.sampled(point(epoch, precision))
     save_predictions(out.predictions, model, prepared, run.spec, device)
-    write_json(out.provenance, read_json(paths.provenance))  # its network and code are the run's
+    record = read_json(paths.provenance)  # its network and code are the run's
+    write_json(out.provenance, {**record, "outputs": {"predictions": sha256(out.predictions)}})
     write_json(
         out.status,
         {**status, "epoch": min(epoch, status["epoch"])}

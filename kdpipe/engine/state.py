@@ -9,10 +9,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import os
+import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +67,11 @@ class StateStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def lock(self, wait: float = 60.0) -> Iterator[None]:
+    def lock(self, wait: float = 60.0) -> Iterator[bool]:
         """Hold the run against a second process (a dying predecessor gets `wait` seconds).
+
+        Yields:
+            Whether another process held it first.
 
         Raises:
             ResultsError: another process is still training this run.
@@ -73,24 +79,29 @@ class StateStore:
         path = RunPaths(self.folder.parent).lock
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a")  # noqa: SIM115 (closed below; the lock lives as long as the file)
+            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (the lock lives as long as the file)
         except OSError as error:
             raise write_error(path, error) from error
         with file:
-            end = time.monotonic() + wait
+            waited, end = False, time.monotonic() + wait
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    waited = True
                     if time.monotonic() > end:
+                        file.seek(0)
                         raise ResultsError(
-                            "another process is training this run",
+                            f"another process is training this run: {file.read().decode() or 'unknown'}",
                             where=str(path),
                             fix="wait for it, or stop it",
                         ) from None
                     time.sleep(0.2)
-            yield
+            with suppress(OSError):  # only a second process would ask who holds it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+            yield waited
 
     @property
     def _slots(self) -> tuple[Path, Path]:
@@ -104,6 +115,7 @@ class StateStore:
             return None
         head, payload = content[:32], content[32:]
         if hashlib.sha256(payload).digest() != head:
+            print(f"warning: {path} is damaged and not used; an older state is, or none", file=sys.stderr)
             return None
         state: State = torch.load(io.BytesIO(payload), weights_only=True)
         return state if state["run"] == self.run_id else None

@@ -168,7 +168,9 @@ class Trainer:
             Interrupted: a stop was asked for; the state is saved.
         """
         store = StateStore(self.paths.state, self.run.id)
-        with store.lock():
+        with store.lock() as waited:
+            if waited and until is None and self.paths.status.is_file() and not self.paths.state.exists():
+                return  # the process that held the lock has finished the run
             epochs = self.run.spec.protocol.epochs
             epoch, step = self._restore(store.load())
             self._tell(lambda o: o.started(epoch))
@@ -419,6 +421,7 @@ class Trainer:
             )
             outputs["predictions"] = self.paths.predictions
         write_text(self.paths.history, history_csv(self.history))
+        outputs["history"] = self.paths.history
         record["outputs"] = {name: sha256(file) for name, file in outputs.items()}
         write_json(self.paths.provenance, record)
         reason = ""

@@ -1,17 +1,20 @@
-"""Weights on disk: safetensors, checked when read."""
+"""Weights on disk: safetensors with a checksum, compared whenever they are read."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdpipe.core.errors import CheckpointError
 from kdpipe.core.files import atomic
 from kdpipe.core.specs import Precision
+
+CHECKSUM = "sha256"  # in the file's header
 
 
 def save_weights(model: nn.Module, path: Path, precision: Precision = "float32") -> None:
@@ -26,7 +29,7 @@ def save_weights(model: nn.Module, path: Path, precision: Precision = "float32")
     if precision == "float16":
         tensors = {k: _halved(v) for k, v in tensors.items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors, {CHECKSUM: _checksum(tensors)}))
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -81,18 +84,34 @@ def start_from(model: nn.Module, classifier: str, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; a checksum that it carries must be that of its tensors.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            stated = (file.metadata() or {}).get(CHECKSUM)
     except FileNotFoundError:
         raise CheckpointError("weights are missing", where=str(path), fix="train the run again") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"weights are damaged: {error}",
-            where=str(path),
-            fix="delete the file; the run will be made again",
-        ) from None
+        raise _damaged(path, str(error)) from None
+    if stated is not None and stated != _checksum(tensors):
+        raise _damaged(path, "they have changed since they were written")
+    return tensors
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"weights are damaged: {what}", where=str(path), fix="delete the file; the run will be made again"
+    )
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the tensors with their names, types and shapes."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.core.errors import CheckpointError
-from kdpipe.core.files import read_json, write_json
+from kdpipe.core.files import read_json, sha256, write_json
 from kdpipe.core.paths import RunPaths
 from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
 
@@ -188,6 +186,18 @@ def best_on_test(history: Path) -> tuple[float, int] | None:
     return max(finite, key=lambda row: (row[0], -row[1])) if finite else None
 
 
+def check_history(run: RunPaths) -> None:
+    """Compare a run's history with the checksum that its provenance states, if it has both.
+
+    Raises:
+        CheckpointError: it has changed since the run was finished.
+    """
+    if run.history.is_file() and run.provenance.is_file():
+        stated = (read_json(run.provenance).get("outputs") or {}).get("history")
+        if stated is not None and stated != sha256(run.history):
+            raise _unusable(run.history, "the history has changed since the run was finished")
+
+
 def _cost(record: Mapping[str, Any]) -> dict[str, float]:
     """What the training cost, from the run's provenance; nothing of a run that was not trained here."""
     cost = dict(record.get("cost") or {})
@@ -212,6 +222,7 @@ def _measured(run: RunPaths, test: Predictions, teacher: RunPaths | None) -> dic
         values |= _fidelity(run, test, teacher)
     if run.features.is_file():
         values |= _from_features(run, test, teacher)
+    check_history(run)
     best = best_on_test(run.history)
     if best:
         values["best_test_top1"] = best[0]
@@ -248,9 +259,7 @@ def _soft_labels(found: Predictions) -> dict[str, float]:
 
 def _scaled(path: Path, test: Predictions) -> tuple[Array, float, str]:
     """Temperature-scaled test logits, the temperature, and what it was fitted on."""
-    with np.load(path, allow_pickle=False) as stored:
-        held_out = "val_logits" in stored
-    if held_out:
+    if "val_logits" in _stored(path, [], optional="val_logits"):
         val = load_predictions(path, "val")
         if val.finite:
             temperature = metrics.fit_temperature(val.logits, val.labels)
@@ -337,7 +346,7 @@ def _stored(path: Path, names: list[str], optional: str = "") -> dict[str, NDArr
         raise _unusable(path, "predictions are missing") from None
     except KeyError as error:
         raise _unusable(path, f"predictions lack an array: {error.args[0]}") from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive makes its reader raise almost anything
         raise _unusable(path, f"predictions cannot be read: {error}") from error
 
 

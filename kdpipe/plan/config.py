@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from kdpipe.core.errors import ConfigError, DataError, UnknownNameError, nearest
 from kdpipe.core.specs import Augmentation, Frozen, Precision, Protocol
 from kdpipe.plan.study import Scale, Study
 
 M = TypeVar("M", bound=BaseModel)
+LARGEST = 100_000  # values in a settings file
 
 
 Rule = Literal[
@@ -103,6 +105,20 @@ class Config(Frozen):
         (), description="what MLflow gets of each run beside its settings, measures and logs"
     )
     cluster: Cluster | None = Field(None, description="what jobs ask SLURM for; see docs/cluster.md")
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("a device is auto, cpu, cuda or cuda:N")
+        return value
+
+    @field_validator("folder", "results")
+    @classmethod
+    def _fits_into_commands(cls, value: str) -> str:
+        if not value or re.search(r"[\s{}'\"$;&|<>*?`\\\0]", value):
+            raise ValueError("a folder's name must not be empty or hold spaces, quotes or {}$;&|<>*?`\\")
+        return value
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -312,21 +328,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, is not YAML, holds a key twice, or holds something else.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        value = from_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ConfigError("the file is not there", where=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"not valid YAML: {problem}", where=place) from None
     if value is None:
         value = {}
     if not isinstance(value, dict):
         raise ConfigError("the file must hold keys and values", where=str(path))
     return value
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """What YAML text holds.
+
+    Raises:
+        ConfigError: it is not YAML, holds a key twice, or would be huge.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark else where
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"not valid YAML: {problem}", where=place) from None
+    except (ValueError, OverflowError) as error:  # a date or a number that cannot be
+        raise ConfigError(f"not valid YAML: {error}", where=where) from None
+    except RecursionError:
+        raise ConfigError("not valid YAML: too many brackets within each other", where=where) from None
 
 
 def parse(model: type[M], value: Any, where: str) -> M:
@@ -395,7 +425,27 @@ def _find(kind: str, name: str, folder: Path, where: str | None = None) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys, and with `1e-5` read as a number."""
+    """YAML without repeated keys or floods of aliases, and with `1e-5` read as a number."""
+
+    def get_single_node(self) -> Any:
+        """The document, refused where its aliases multiply it beyond measure or hold themselves."""
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > LARGEST:
+            raise yaml.MarkedYAMLError(
+                problem="its aliases (*name) make it far too large", problem_mark=node.start_mark
+            )
+        return node
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node holds, aliases written out; infinite where it holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is counted
+        inner = [n for entry in node.value for n in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_size(n, known) for n in inner)
+    return known[id(node)]
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

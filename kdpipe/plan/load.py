@@ -51,7 +51,12 @@ def load_plan(config: Config, *, imports: bool = True) -> tuple[Plan, Path]:
     path = plan_path(config)
     if not path.is_file():
         _resolve_in_child(config, path)
-    plan = read_plan(path)
+    try:
+        plan = read_plan(path)
+    except UserError as error:
+        print(f"warning: the plan is resolved again\n{error}", file=sys.stderr)
+        _resolve_in_child(config, path)
+        plan = read_plan(path)
     if imports:
         check_imports(plan, Results(Path(config.results)))
     return plan, path

@@ -27,10 +27,10 @@ def verify_results(plan: Plan, results: Results) -> list[str]:
 
 
 def _problems(run: Run, paths: RunPaths) -> list[str]:
-    outputs = {"model": paths.model}
+    outputs = {"model": paths.model, "history": paths.history}
     if run.kind != "part":
         outputs["predictions"] = paths.predictions
-    files = (*outputs.values(), paths.history, paths.spec, paths.provenance)
+    files = (*outputs.values(), paths.spec, paths.provenance)
     missing = [file.name for file in files if not file.is_file()]
     return [f"lacks {', '.join(missing)}"] if missing else _differences(run, paths, outputs)
 
@@ -57,7 +57,7 @@ def _differences(run: Run | BenchRun, paths: RunPaths, outputs: dict[str, Path])
         if record["code"] != fingerprint(code_of(run)):
             problems.append(f"made by other code ({record['code']})")
         for key, file in outputs.items():
-            if sha256(file) != record["outputs"][key]:
+            if sha256(file) != record["outputs"].get(key, sha256(file)):  # older records lack the history
                 problems.append(f"{file.name} has changed since it was written")
     except (UserError, KeyError) as error:
         problems.append(f"cannot be read: {error}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdpipe.core import registry
 from kdpipe.core.errors import ResultsError
-from kdpipe.core.files import read_json, write_json
+from kdpipe.core.files import read_json, sha256, write_json
 from kdpipe.core.paths import Results
 from kdpipe.plan.plan import BenchCell, Plan, PlannedStudy
 from kdpipe.tables.chains import chain_frame
@@ -77,8 +77,10 @@ def _tables(cell: BenchCell, results: Results) -> Mapping[str, pd.DataFrame]:
 
     paths = results.run(cell.run)
     found = {}
-    for name in read_json(paths.provenance)["outputs"]:
+    for name, stated in read_json(paths.provenance)["outputs"].items():
         try:
+            if sha256(paths.table(name)) != stated:
+                raise ValueError("it has changed since the run was finished")
             found[name] = pd.read_csv(paths.table(name))
         except (OSError, ValueError) as error:
             raise ResultsError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdpipe.core.errors import ResultsError
 from kdpipe.core.files import atomic
 from kdpipe.core.paths import Results, RunPaths
+from kdpipe.evaluation.evaluate import check_history
 from kdpipe.plan.plan import TEACHER, Cell, PlannedStudy
 from kdpipe.plan.study import Pair
 from kdpipe.tables.blocks import block_title
@@ -212,6 +213,7 @@ def read_history(paths: RunPaths) -> pd.DataFrame | None:
     if not paths.history.is_file():
         return None
     try:
+        check_history(paths)
         table = pd.read_csv(paths.history)
         table["epoch"]
     except (ValueError, KeyError, OSError) as error:

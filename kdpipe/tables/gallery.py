@@ -13,7 +13,15 @@ from kdpipe.tables.benches import draw_bench
 from kdpipe.tables.beside import comparable
 from kdpipe.tables.chains import CHAIN_PLOTS
 from kdpipe.tables.collect import read_metrics
-from kdpipe.tables.figures import Quantity, draw_learning_curves, draw_sampling, headed, house_style, save
+from kdpipe.tables.figures import (
+    Quantity,
+    draw_learning_curves,
+    draw_sampling,
+    headed,
+    house_style,
+    read_history,
+    save,
+)
 from kdpipe.tables.layout import lay_out, scale_note, site
 from kdpipe.tables.plots import draw_plot
 from kdpipe.tables.ranks import draw_ranks
@@ -140,7 +148,8 @@ def _gradients(networks: list[Network], stem: Path) -> list[Path]:
 
     rows = []
     for title, run, _ in networks:
-        history = pd.read_csv(run.history)
+        if (history := read_history(run)) is None:
+            continue
         for column in history.columns:
             if column.startswith("cosine_"):
                 terms, part = column.removeprefix("cosine_").rsplit("_", 1)

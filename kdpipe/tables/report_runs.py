@@ -19,6 +19,7 @@ from kdpipe.core.ids import canonical
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import Frozen, Part
+from kdpipe.evaluation.evaluate import check_history
 from kdpipe.plan.plan import TEACHER, Plan, PlannedBench, PlannedRun
 from kdpipe.tables.blocks import measure, number, pair_title
 from kdpipe.tables.collect import Measurement, read_metrics, read_provenance
@@ -285,6 +286,7 @@ def _files(root: Path) -> list[str]:
 
 def _history(paths: RunPaths) -> str | None:
     """The run's history as JSON of CSV text, its numbers cut after six decimals."""
+    check_history(paths)
     try:
         return embedded_json(_TOO_FINE.sub("", paths.history.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):

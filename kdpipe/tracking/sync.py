@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kdpipe.core.errors import ResultsError, UserError
-from kdpipe.core.files import write_error, write_json
+from kdpipe.core.files import read_json, write_error, write_json
 from kdpipe.core.paths import Results
 from kdpipe.tracking.client import connected, first_line, http_status, load, public, root_of
 from kdpipe.tracking.source import Content, Point, Source, Stamp, sources, stamp
@@ -470,8 +470,8 @@ def _progress(found: Sequence[Source], quiet: bool) -> Iterable[Source]:
 def _read_cursors(file: Path) -> dict[str, _Cursor]:
     """The cursors of a run by store; none where the file is missing or not sound."""
     try:
-        return {key: _Cursor(**fields) for key, fields in json.loads(file.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {key: _Cursor(**fields) for key, fields in read_json(file).items()}
+    except (ResultsError, TypeError, AttributeError):
         return {}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.workflow.test_kill import TRAIN, journalled
 
 from kdpipe.core.paths import Results
 from kdpipe.engine.kept import Kept
@@ -22,7 +23,6 @@ from kdpipe.engine.weights import read_weights
 from kdpipe.plan.plan import Plan, PlannedRun
 from tests.engine.tiny import SPEC, make_run
 from tests.workflow.conftest import ROOT
-from tests.workflow.test_kill import TRAIN, journalled
 
 pytestmark = pytest.mark.slow
 

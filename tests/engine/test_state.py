@@ -62,7 +62,9 @@ def test_a_second_process_is_turned_away(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(ResultsError, match="another process"),
+            pytest.raises(
+                ResultsError, match=rf"another process is training this run: process {holder.pid} on \S"
+            ),
             StateStore(tmp_path / "state", "id").lock(0.3),
         ):
             pass

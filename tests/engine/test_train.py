@@ -12,6 +12,7 @@ import torch
 from kdpipe.api import Split
 from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, Interrupted
+from kdpipe.core.files import read_json
 from kdpipe.core.paths import RunPaths
 from kdpipe.engine.sample import sample
 from kdpipe.engine.state import StateStore
@@ -235,7 +236,7 @@ def test_it_learns_and_leaves_what_it_promises(prepared, teacher):
     assert stored["test_logits"].shape == (20, 4)
     accuracy = 100 * np.mean(stored["test_logits"].argmax(1) == stored["test_labels"])
     assert accuracy == pytest.approx(float(rows[-1]["test_top1"]))
-    assert json.loads(teacher.status.read_text()) == {"status": "finished", "epoch": 6, "reason": ""}
+    assert read_json(teacher.status) == {"status": "finished", "epoch": 6, "reason": ""}
     record = json.loads(teacher.provenance.read_text())
     assert record["torch"] == torch.__version__
     weights = read_weights(teacher.model)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdpipe.core.errors import CheckpointError, ResultsError
-from kdpipe.core.files import write_json
+from kdpipe.core.files import read_json, write_json
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import RunPaths
 from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
@@ -75,7 +75,7 @@ def test_every_measure_is_there_and_declared(tmp_path, teacher):
     found = evaluate(run, with_features(teacher, seed=1))
     assert found["values"].keys() == METRICS.keys() - named(of_training=True)
     assert all(np.isfinite(value) for value in found["values"].values())
-    assert json.loads(run.metrics.read_text()) == found
+    assert read_json(run.metrics) == found
     assert (found["status"], found["epoch"], found["split"], found["samples"]) == ("finished", 4, "test", N)
     assert found["time"] > 1_700_000_000_000
     own, theirs = arrays(), arrays(seed=1)
@@ -258,7 +258,7 @@ def test_a_collapsed_run_has_no_values(tmp_path):
     run.predictions.unlink()
     found = evaluate(run)
     assert (found["status"], found["epoch"], found["values"]) == ("collapsed", 8, {})
-    assert json.loads(run.metrics.read_text()) == found
+    assert read_json(run.metrics) == found
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

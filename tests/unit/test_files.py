@@ -1,5 +1,7 @@
 """Files are whole or absent, and a failed write is one clear message."""
 
+import json
+
 import pytest
 
 from kdpipe.core.errors import ResultsError
@@ -40,3 +42,37 @@ def test_broken_json_says_which_file(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(ResultsError, match="missing"):
         read_json(tmp_path / "y.json")
+
+
+def test_what_a_kill_left_goes_and_what_is_in_use_stays(tmp_path):
+    path = tmp_path / "a.json"
+    left, other = tmp_path / ".a.json.dead.tmp", tmp_path / ".b.json.dead.tmp"
+    for file in (left, other):
+        file.write_text("half")
+    (tmp_path / ".a.json.old.tmp").mkdir()
+    with atomic(path) as first:
+        first.write_text("1")
+        with atomic(path) as second:
+            second.write_text("2")
+            assert first.exists()
+        assert not left.exists()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [other.name, path.name]
+    assert path.read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "value", [{"b": 1.5, "a": {"sealed": "x"}}, {"sealed": "own"}, {}, [1], {10: 1, 9: 2}]
+)
+def test_json_comes_back_and_a_changed_byte_is_found(tmp_path, value):
+    path = tmp_path / "a.json"
+    write_json(path, value)
+    assert read_json(path) == json.loads(json.dumps(value))
+    content = path.read_bytes()
+    for place in range(len(content) if value and isinstance(value, dict) else 0):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        try:
+            assert read_json(path) == json.loads(json.dumps(value))
+        except ResultsError as error:
+            assert str(path) in str(error)  # noqa: PT017 (a change of a space harms nothing)

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from kdpipe.core.paths import Results
-from kdpipe.engine.weights import read_weights
 from kdpipe.plan.config import read_config
 from kdpipe.plan.load import load_plan
 
@@ -121,44 +120,6 @@ def test_touched_files_and_reordered_keys_move_nothing(finished):
         assert finished.planned() == []
     finally:
         finished.study()
-
-
-def test_a_killed_training_goes_on_where_it_was(finished, project):
-    """kill -9 of Snakemake's job, then the same command: the same bits as the undisturbed run."""
-    import signal
-    import subprocess
-    import sys
-
-    from tests.workflow.conftest import ROOT
-
-    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--directory", project.root]
-    command += [
-        "--workflow-profile",
-        ROOT / "workflow/profiles/local",
-        "--cores",
-        "1",
-        "--until",
-        "train_teacher",
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as job:
-        state = None
-        while state is None and job.poll() is None:
-            state = next(project.root.glob("results/runs/teacher_*/state/*.state"), None)
-            time.sleep(0.01)
-        assert state is not None, "the training ended before it could be killed"
-        import os
-
-        os.killpg(job.pid, signal.SIGKILL)
-    assert project.snakemake("--unlock").returncode == 0
-    done = project.snakemake("--until", "train_teacher")
-    assert done.returncode == 0, done.stderr
-    assert "goes on after epoch" in done.stderr
-    (ours,) = project.root.glob("results/runs/teacher_*/model.safetensors")
-    (theirs,) = finished.root.glob(f"results/runs/{ours.parent.name}/model.safetensors")
-    a, b = read_weights(ours), read_weights(theirs)
-    assert all((a[k] == b[k]).all() for k in b)
 
 
 def test_a_results_folder_can_be_moved(finished, tmp_path):

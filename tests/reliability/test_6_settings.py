@@ -1,4 +1,7 @@
-"""Studies that nobody should write: each gives a plan, or one message that says where and what is wrong."""
+"""Drill 6: settings that nobody should write: a plan, or one message that says where and what is wrong.
+
+Studies, protocols, scales, data sets of one's own, the workflow's settings, values on the command line.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdpipe.cli import _config
 from kdpipe.core.errors import ConfigError, UserError
-from kdpipe.plan.config import Config
+from kdpipe.plan.config import Config, check_config, read_config
 from kdpipe.plan.plan import Plan
 from kdpipe.plan.resolve import resolve
+from tests.reliability.conftest import Outcome, cases
 
 STUDY: dict[str, Any] = {
     "title": "Hostile",
@@ -47,6 +52,24 @@ STUDY: dict[str, Any] = {
     "claims": [
         {"says": "s", "source": "Table 1", "kind": "above", "cells": {"row": "kd"}, "than": {"row": "dkd"}}
     ],
+}
+CONFIG = Path("config")
+SETTINGS: dict[str, Any] = {
+    **{"studies": ["a"], "scale": "smoke", "settings": {"kd": {"alpha": 0.5}}, "device": "cpu"},
+    **{"checkpoint_precision": "float16", "data": "data", "download": False, "threads": 1, "gpus": 0},
+    **{"tracking": None},
+}
+DATASET: dict[str, Any] = {
+    **{"title": "Own", "format": "folder", "size": 8, "channels": 1, "train": "train", "test": "test"},
+    **{"resize": True, "num_classes": 4, "sizes": {"train": 40, "test": 20}, "mean": [0.5], "std": [0.2]},
+    **{"stats_source": "these tests", "preprocessing": "standardise", "revision": 2},
+}
+FILES: dict[str, Any] = {
+    "studies/a.yaml": STUDY,
+    "protocols/digits_quick.yaml": yaml.safe_load((CONFIG / "protocols/digits_quick.yaml").read_text()),
+    "scales.yaml": yaml.safe_load((CONFIG / "scales.yaml").read_text()),
+    "datasets/own.yaml": DATASET,
+    "config.yaml": SETTINGS,
 }
 NAMES = ["digits", "cifar100", "imagenet", "sine", "resnet8", "vgg13", "two_layer_100", "imagenet_resnet50"]
 NAMES += [
@@ -101,9 +124,9 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def studies(draw: st.DrawFn) -> Any:
-    """The study with up to three things in it lost, replaced, misnamed or doubled."""
-    study = copy.deepcopy(STUDY)
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """The content of a file with up to three things in it lost, replaced, misnamed or doubled."""
+    study = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(study) or [("title",)]))
         holder: Any = study
@@ -127,9 +150,9 @@ def studies(draw: st.DrawFn) -> Any:
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> str:
-    """The study as YAML with some characters or lines changed."""
-    text = yaml.safe_dump(STUDY, sort_keys=False)
+def texts(draw: st.DrawFn, value: Any) -> str:
+    """The content of a file as YAML with some characters or lines changed."""
+    text = yaml.safe_dump(value, sort_keys=False)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(text) - 1, 0)))
         end = at + draw(st.integers(0, 12))
@@ -140,59 +163,124 @@ def texts(draw: st.DrawFn) -> str:
     return text
 
 
-@pytest.fixture(scope="module")
-def attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan | None]:
-    """Resolves a study's text; a mistake must be one message that names the file."""
-    folder = tmp_path_factory.mktemp("config")
-    (folder / "studies").mkdir()
-    real = Path("config").resolve()
-    for name in ("protocols", "scales.yaml"):
-        (folder / name).symlink_to(real / name)
+@pytest.fixture
+def attempt(tmp_path: Path, outcome: Outcome) -> Callable[..., Plan | None]:
+    """Resolves the settings with one file's text changed; a mistake must be one message."""
+    folder = tmp_path / "config"
+    for name in ("studies", "protocols", "datasets"):
+        (folder / name).mkdir(parents=True)
+    (folder / "protocols/cpu6.yaml").symlink_to((CONFIG / "protocols/cpu6.yaml").resolve())
 
-    def go(text: str) -> Plan | None:
-        (folder / "studies" / "a.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    def go(text: str, name: str = "studies/a.yaml") -> Plan | None:
+        for other, value in FILES.items():
+            (folder / other).write_text(yaml.safe_dump(value))
+        (folder / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+        own = {"studies": ["a"], "folder": str(folder), "results": str(folder / "results")}
+        if name == "datasets/own.yaml":
+            used = {**STUDY, "dataset": "own", "pairs": STUDY["pairs"][:1]}
+            (folder / "studies/a.yaml").write_text(yaml.safe_dump(used))
+        if name in ("config.yaml", "scales.yaml"):
+            own = {"folder": str(folder), "results": str(folder / "results"), "scale": "smoke"}
+        return checked(lambda: resolve(read_config(folder / "config.yaml", own)), str(folder))
+
+    def checked(make: Callable[[], Plan], where: str) -> Plan | None:
         try:
-            return resolve(Config(studies=("a",), folder=str(folder), results=str(folder / "results")))
+            return make()
         except UserError as error:
             message = str(error)
-            assert str(folder) in message, message
+            assert where in message or "config" in message, message
             assert "\n\n" not in message
             assert "For further information visit" not in message
+            outcome.passed += 1
             return None
 
+    go.checked = checked  # type: ignore[attr-defined]
     return go
 
 
 EXAMPLES = settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=cases(12, 80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 
-def test_the_study_itself_is_right(attempt: Callable[[str], Plan | None]) -> None:
-    plan = attempt(yaml.safe_dump(STUDY))
-    assert plan
-    assert Plan.from_json(plan.to_json()) == plan
+def test_the_settings_themselves_are_right(attempt: Callable[..., Plan | None], outcome: Outcome) -> None:
+    for name, value in FILES.items():
+        plan = attempt(yaml.safe_dump(value), name)
+        assert plan, name
+        assert Plan.from_json(plan.to_json()) == plan
+        outcome.passed += 1
 
 
+@pytest.mark.parametrize("name", FILES)
 @EXAMPLES
-@given(study=studies())
-def test_a_changed_study_gives_a_plan_or_one_message(
-    attempt: Callable[[str], Plan | None], study: Any
+@given(data=st.data())
+def test_a_changed_file_gives_a_plan_or_one_message(
+    attempt: Callable[..., Plan | None], name: str, data: st.DataObject
 ) -> None:
-    plan = attempt(yaml.safe_dump(study))
+    plan = attempt(yaml.safe_dump(data.draw(changed(FILES[name]))), name)
     assert plan is None or Plan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.parametrize("name", FILES)
 @EXAMPLES
-@given(study=st.dictionaries(st.sampled_from(list(STUDY)), junk, max_size=8) | junk)
-def test_what_is_no_study_at_all_gives_one_message(attempt: Callable[[str], Plan | None], study: Any) -> None:
-    attempt(yaml.safe_dump(study))
+@given(data=st.data())
+def test_what_is_no_such_file_at_all_gives_one_message(
+    attempt: Callable[..., Plan | None], name: str, data: st.DataObject
+) -> None:
+    keys = st.sampled_from(list(FILES[name]))
+    attempt(yaml.safe_dump(data.draw(st.dictionaries(keys, junk, max_size=8) | junk)), name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@EXAMPLES
+@given(data=st.data())
+def test_a_damaged_file_gives_a_plan_or_one_message(
+    attempt: Callable[..., Plan | None], name: str, data: st.DataObject
+) -> None:
+    attempt(data.draw(texts(FILES[name])), name)
 
 
 @EXAMPLES
-@given(text=texts())
-def test_a_damaged_file_gives_a_plan_or_one_message(attempt: Callable[[str], Plan | None], text: str) -> None:
-    attempt(text)
+@given(values=changed(SETTINGS))
+def test_values_on_snakemakes_command_line(attempt: Any, tmp_path: Path, values: Any) -> None:
+    """`--config key=value`, as Snakemake hands them on."""
+    (tmp_path / "config/studies/a.yaml").write_text(yaml.safe_dump(STUDY))
+    own = {"folder": str(tmp_path / "config")}
+    attempt.checked(lambda: resolve(check_config({**values, **own})), "config")
+
+
+@EXAMPLES
+@given(
+    key=st.sampled_from([*SETTINGS, "results", "studies.a", ""]), value=st.text(max_size=12) | texts([1, "a"])
+)
+def test_values_on_kdpipes_command_line(attempt: Any, tmp_path: Path, key: str, value: str) -> None:
+    """`--set key=value`."""
+    for name, content in FILES.items():
+        (tmp_path / "config" / name).write_text(yaml.safe_dump(content))
+    own = [f"{key}={value}", f"folder={tmp_path / 'config'}"]
+    attempt.checked(lambda: resolve(_config(tmp_path / "config/config.yaml", own)), "--set")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: " + "[" * 5000, "too many brackets"),
+        ("a: &a [*a]", "far too large"),
+        ("a: &a {b: *a}", "far too large"),
+        ("x: !!python/object/apply:os.system [touch /tmp/x]", "not valid YAML: could not determine"),
+        ("a: 1\na: 2", "stands twice"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_yaml_that_no_reader_likes(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_config(tmp_path / "c.yaml")
+    assert str(tmp_path / "c.yaml") in str(caught.value)
 
 
 def wrong(**changes: Any) -> dict[str, Any]:
