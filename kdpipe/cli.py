@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kdpipe.core.specs import BenchRun, Precision, Run
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
+    from kdpipe.engine.processes import Processes
     from kdpipe.engine.stop import Stop
     from kdpipe.plan.config import Config
     from kdpipe.plan.plan import Plan
@@ -48,7 +50,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KdpipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not os.environ.get("TORCHELASTIC_RUN_ID"):  # one of several processes: who started them tells it
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -329,7 +332,10 @@ def train(
     threads: Annotated[int, typer.Option(help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="file for every epoch's line")] = None,
 ) -> None:
-    """Train a teacher, a part of one, or a student, from its saved state if there is one."""
+    """Train a teacher, a part of one, or a student, from its saved state if there is one.
+
+    A run whose protocol asks for several GPUs is trained by as many processes, which this one starts.
+    """
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
     from kdpipe.engine.prepare import load
@@ -338,13 +344,30 @@ def train(
     planned, paths = Run.model_validate_json(run), RunPaths(out)
     kept = [_epoch(text) for text in keep.split(",") if text]
     epochs, half = ([e for e, p in kept if p == asked] for asked in ("float32", "float16"))
-    chosen = _machine(device, threads)
-    _write_spec(planned, paths)
-    with _watchers(planned, paths, log) as watchers:
-        stop = _stop_on_signal()
-        Trainer(
-            planned, paths, load(data), teacher, chosen, epochs, watchers, stop, part, half, gradients, start
-        ).train()
+    with _processes(planned, device, threads, log) as processes:
+        if processes is None:
+            return
+        if processes.first:
+            _write_spec(planned, paths)
+        watching: AbstractContextManager[list[Observer]] = (
+            _watchers(planned, paths, log) if processes.first else nullcontext([])
+        )
+        with watching as watchers:
+            Trainer(
+                planned,
+                paths,
+                load(data),
+                teacher,
+                processes.device,
+                epochs,
+                watchers,
+                _stop_on_signal(),
+                part,
+                half,
+                gradients,
+                start,
+                processes,
+            ).train()
 
 
 @app.command()
@@ -401,11 +424,23 @@ def sample(
     from kdpipe.engine.sample import sample as sample_checkpoint
 
     planned = Run.model_validate_json(run)
-    chosen = _machine(device, threads)
-    watchers = [Lines(planned)]
-    stop = _stop_on_signal()
     number, precision = _epoch(epoch)
-    sample_checkpoint(planned, RunPaths(out), load(data), number, chosen, watchers, stop, teacher, precision)
+    with _processes(planned, device, threads) as processes:
+        if processes is None:
+            return
+        watchers = [Lines(planned)] if processes.first else []
+        sample_checkpoint(
+            planned,
+            RunPaths(out),
+            load(data),
+            number,
+            processes.device,
+            watchers,
+            _stop_on_signal(),
+            teacher,
+            precision,
+            processes,
+        )
 
 
 @app.command()
@@ -592,6 +627,24 @@ def _machine(device: str, threads: int) -> Any:
 
     torch.set_num_threads(threads)
     return pick_device(device)
+
+
+@contextmanager
+def _processes(run: Run, device: str, threads: int, log: Path | None = None) -> Iterator[Processes | None]:
+    """The processes that train a run, this one among them; None where it has started others that did it."""
+    if run.gpus == 1:
+        from kdpipe.engine.processes import Processes
+
+        yield Processes(_machine(device, threads))
+        return
+    from kdpipe.engine.launch import join, joined, launch
+
+    if joined():
+        with join(device, threads) as processes:
+            yield processes
+    else:
+        launch(run, device, log)
+        yield None
 
 
 def _stop_on_signal() -> Stop:

@@ -104,5 +104,5 @@ class StateStore:
         head, payload = content[:32], content[32:]
         if hashlib.sha256(payload).digest() != head:
             return None
-        state: State = torch.load(io.BytesIO(payload), weights_only=True)
+        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         return state if state["run"] == self.run_id else None

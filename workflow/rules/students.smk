@@ -15,9 +15,9 @@ rule distil_student:
         f"{RESULTS}/benchmarks/{{student}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: lambda w: threads_of(w.student)
     resources:
-        gpu=CONFIG.gpus,
+        gpu=lambda w: gpus_of(w.student),
         mem_mb=4000,
         runtime=240,
     params:

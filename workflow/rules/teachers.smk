@@ -16,9 +16,9 @@ rule train_teacher:
         f"{RESULTS}/benchmarks/{{teacher}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: lambda w: threads_of(w.teacher)
     resources:
-        gpu=CONFIG.gpus,
+        gpu=lambda w: gpus_of(w.teacher),
         mem_mb=4000,
         runtime=240,
     params:
@@ -55,9 +55,9 @@ rule train_part:
         f"{RESULTS}/benchmarks/{{part}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: lambda w: threads_of(w.part)
     resources:
-        gpu=CONFIG.gpus,
+        gpu=lambda w: gpus_of(w.part),
         mem_mb=4000,
         runtime=120,
     params:
@@ -120,9 +120,9 @@ rule sample_checkpoint:
         f"{RESULTS}/logs/sample/{{teacher}}-{{point}}.log",
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: lambda w: threads_of(w.teacher)
     resources:
-        gpu=CONFIG.gpus,
+        gpu=lambda w: gpus_of(w.teacher),
         mem_mb=4000,
         runtime=60,
     params:
