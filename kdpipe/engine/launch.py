@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def launch(run: Run, device: str, log: Path | None) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.disable(logging.ERROR)  # torchrun's, which tells of each process what is told once below
     os.environ.setdefault(GRACE, SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # until each takes its share of `--threads`
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # which torchrun knows
@@ -119,7 +121,7 @@ def launch(run: Run, device: str, log: Path | None) -> None:
 def _told(failures: list[ProcessFailure], run: Run, log: Path | None) -> KdpipeError:
     """What went wrong, once for all processes: an error of its own before one that follows from it."""
     recorded = [(f, f.error_file_data["message"]) for f in sorted(failures, key=lambda f: f.local_rank)]
-    recorded.sort(key=lambda r: (not isinstance(r[1], dict), "Lost: " in str(r[1])))
+    recorded.sort(key=lambda r: (not isinstance(r[1], dict), "Lost: " in str(r[1]), r[0].exitcode <= 0))
     first, message = recorded[0]
     text = f"process {first.local_rank} of {run.label} ended with exit code {first.exitcode}"
     if isinstance(message, dict):  # `<class>: <message>`

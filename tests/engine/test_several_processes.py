@@ -370,6 +370,7 @@ def test_an_error_is_told_once(digits, tmp_path):
     assert told.count("error: ") == 1
     assert str(broken) in told
     assert "Traceback" not in told
+    assert "torch" not in told
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 
 import pytest
 import yaml
@@ -21,8 +21,10 @@ def test_the_rules_train_them_and_another_number_makes_nothing_again(project):
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_json(file) for file in project.root.glob("results/runs/*/provenance.json")]
     assert [record["processes"] for record in records] == [2] * 3
-    jobs = [json.loads(file.read_text()) for file in project.root.glob("results/benchmarks/*")]
-    assert [job["threads"] for job in jobs] == [2] * 3
+    for file in project.root.glob("results/benchmarks/*"):
+        with open(file) as rows:
+            (job,) = csv.DictReader(rows, delimiter="\t")
+        assert job["threads"] == "2"
     assert "Traceback" not in done.stderr
     protocol.write_text(yaml.safe_dump(PROTOCOL))
     assert not project.planned(config=["device=cpu"])
