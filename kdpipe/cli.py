@@ -9,9 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdpipe.engine.kept import Kept
     from kdpipe.engine.observe import Observer
     from kdpipe.engine.prepare import Prepared
+    from kdpipe.engine.processes import Processes
     from kdpipe.engine.stop import Stop
     from kdpipe.plan.config import Config
     from kdpipe.plan.plan import Plan
@@ -51,7 +52,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KdpipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not os.environ.get("TORCHELASTIC_RUN_ID"):  # one of several processes: who started them tells it
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -338,6 +340,8 @@ def train(
 ) -> None:
     """Train a teacher, a part of one, or a student, from its saved state if there is one.
 
+    A run whose protocol asks for several GPUs is trained by as many processes, which this one starts.
+
     A run that was finished before, by the same code, is put back in place instead; to train it again, delete
     `.finished` in its folder.
     """
@@ -359,26 +363,31 @@ def train(
 
     points = [_epoch(text) for text in keep.split(",") if text]
     epochs, half = ([e for e, p in points if p == asked] for asked in ("float32", "float16"))
-    chosen = _machine(device, threads)
-    _write_spec(planned, paths)
-    with _watchers(planned, paths, log, chosen) as watchers:
-        stop = _stop_on_signal()
-        watchers.append(kept)
-        Trainer(
-            planned,
-            paths,
-            load(data),
-            teacher,
-            chosen,
-            epochs,
-            watchers,
-            stop,
-            part,
-            half,
-            gradients,
-            start,
-            60 * save_minutes,
-        ).train()
+    with _processes(planned, device, threads, log) as processes:
+        if processes is None:
+            return
+        if processes.first:
+            _write_spec(planned, paths)
+        watching: AbstractContextManager[list[Observer]] = (
+            _watchers(planned, paths, log, processes.device) if processes.first else nullcontext([])
+        )
+        with watching as watchers:
+            Trainer(
+                planned,
+                paths,
+                load(data),
+                teacher,
+                processes.device,
+                epochs,
+                [*watchers, kept] if processes.first else [],
+                _stop_on_signal(),
+                part,
+                half,
+                gradients,
+                start,
+                60 * save_minutes,
+                processes,
+            ).train()
 
 
 @app.command()
@@ -424,15 +433,18 @@ def pack(
     cpus = cpus or len(os.sched_getaffinity(0))
     orders = {name: _order(plan, root, name) for name in dict.fromkeys(runs)}
     codes = {name: 0 for name, order in orders.items() if _kept(**order).usable()}
-    ready = list(codes)
+    before = list(codes)
     if todo := [name for name in orders if name not in codes]:
         _import_training()
         each = partial(_train_member, device=device, threads=min(threads, cpus), placed=marker is None)
         members = {name: Member(partial(each, orders[name]), root.run(name).log) for name in todo}
         codes |= side_by_side(members, max(1, cpus // threads))
-    for name in ready:
-        _place(orders[name], placed=marker is None)
-    lines = [f"{name}: {'finished before' if name in ready else outcome(codes[name])}" for name in orders]
+    for name, order in orders.items():
+        if name in before or (
+            plan.runs[name].run.gpus > 1 and not codes[name]
+        ):  # the others did so themselves
+            _place(order, placed=marker is None)
+    lines = [f"{name}: {'finished before' if name in before else outcome(codes[name])}" for name in orders]
     print("\n".join(lines))
     done = all(map(will_not_mend, codes.values())) or (attempt >= attempts and 0 in codes.values())
     if marker and done:
@@ -495,11 +507,23 @@ def sample(
     from kdpipe.engine.sample import sample as sample_checkpoint
 
     planned = Run.model_validate_json(run)
-    chosen = _machine(device, threads)
-    watchers = [Lines(planned)]
-    stop = _stop_on_signal()
     number, precision = _epoch(epoch)
-    sample_checkpoint(planned, RunPaths(out), load(data), number, chosen, watchers, stop, teacher, precision)
+    with _processes(planned, device, threads) as processes:
+        if processes is None:
+            return
+        watchers = [Lines(planned)] if processes.first else []
+        sample_checkpoint(
+            planned,
+            RunPaths(out),
+            load(data),
+            number,
+            processes.device,
+            watchers,
+            _stop_on_signal(),
+            teacher,
+            precision,
+            processes,
+        )
 
 
 @app.command()
@@ -762,6 +786,8 @@ def _import_training() -> None:
 
 def _train_member(order: dict[str, Any], slot: int, *, device: str, threads: int, placed: bool) -> None:
     """Train a pack's member in its own process: the options of `kdpipe train`, and on which device."""
+    if (gpus := json.loads(order["run"])["gpus"]) > 1:
+        _become(order, device, threads * gpus)
     if device in ("auto", "cuda"):
         import torch
 
@@ -770,6 +796,15 @@ def _train_member(order: dict[str, Any], slot: int, *, device: str, threads: int
     train(**order, device=device, threads=threads)
     if not placed:
         _place(order, placed=False)
+
+
+def _become(order: dict[str, Any], device: str, threads: int) -> NoReturn:
+    """Turn this process into a `kdpipe train` of its own, whose command line its several processes repeat."""
+    given = {**order, "device": device, "threads": threads}
+    several = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    options = [f"--{key}={one}" for key, values in several.items() for one in values if one is not None]
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a pack holds stops back, and that would be inherited
+    os.execv(sys.executable, [sys.executable, "-m", "kdpipe", "train", *options])
 
 
 def _place(order: dict[str, Any], *, placed: bool) -> None:
@@ -802,6 +837,24 @@ def _machine(device: str, threads: int) -> Any:
 
     torch.set_num_threads(threads)
     return pick_device(device)
+
+
+@contextmanager
+def _processes(run: Run, device: str, threads: int, log: Path | None = None) -> Iterator[Processes | None]:
+    """The processes that train a run, this one among them; None where it has started others that did it."""
+    if run.gpus == 1:
+        from kdpipe.engine.processes import Processes
+
+        yield Processes(_machine(device, threads))
+        return
+    from kdpipe.engine.launch import join, joined, launch
+
+    if joined():
+        with join(device, threads) as processes:
+            yield processes
+    else:
+        launch(run, device, log)
+        yield None
 
 
 def _stop_on_signal() -> Stop:

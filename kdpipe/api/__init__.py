@@ -7,7 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdpipe.api.batch import Batch, DataInfo, HeldOut, Norms, Outputs, Progress, Shapes, Trainable, Wish
+    from kdpipe.api.batch import (
+        Batch,
+        DataInfo,
+        Gradients,
+        HeldOut,
+        Norms,
+        Outputs,
+        Progress,
+        Shapes,
+        Trainable,
+        Wish,
+    )
     from kdpipe.api.bench import Arrays, Bench, Desk, Finding, Images
     from kdpipe.api.dataset import Dataset, DatasetSpec, ImageFiles, Regression, RegressionSpec, Split
     from kdpipe.api.memory import Memory
@@ -25,6 +36,7 @@ __all__ = [
     "DatasetSpec",
     "Desk",
     "Finding",
+    "Gradients",
     "HeldOut",
     "ImageFiles",
     "Images",
@@ -58,7 +70,7 @@ __all__ = [
 _WHERE = {
     name: module
     for module, names in {
-        "kdpipe.api.batch": "Batch DataInfo HeldOut Norms Outputs Progress Shapes Trainable Wish",
+        "kdpipe.api.batch": "Batch DataInfo Gradients HeldOut Norms Outputs Progress Shapes Trainable Wish",
         "kdpipe.api.bench": "Arrays Bench Desk Finding Images",
         "kdpipe.api.dataset": "Dataset DatasetSpec ImageFiles Regression RegressionSpec Split",
         "kdpipe.api.memory": "Memory",

@@ -69,6 +69,14 @@ class Batch:
     targets: Tensor | None = None
 
 
+Gradients = list[Tensor | None]
+"""One gradient per parameter; None where the loss does not reach it."""
+
+
+def _as_they_are(gradients: Gradients) -> Gradients:
+    return gradients
+
+
 HeldOut = Callable[[], tuple[Tensor, Tensor]]
 """Measures logits (N x C, float32) and gives labels (N) of the validation images, on the CPU."""
 
@@ -121,11 +129,14 @@ class Trainable:
         backbone: the student without its classifier.
         classifier: the student's last linear layer.
         extra: the objective's own (adapters, auxiliary heads).
+        mean: what makes gradients of the whole batch of those that one of several processes has. The engine
+            does it to every `.grad`; an objective that compares gradients before has to do it to them.
     """
 
     backbone: Sequence[nn.Parameter]
     classifier: Sequence[nn.Parameter]
     extra: Sequence[nn.Parameter]
+    mean: Callable[[Gradients], Gradients] = _as_they_are
 
     @property
     def all(self) -> list[nn.Parameter]:

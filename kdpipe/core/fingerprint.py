@@ -46,7 +46,8 @@ def code_of(run: Run | BenchRun) -> list[Path]:
     if run.imported:
         return [ROOT / "engine" / "importing.py", *plugins]
     objective = registry.REGISTRIES[spec.kind].file(spec.objective.name)
-    return [ROOT / "engine" / "train.py", *plugins, objective]
+    shared = [ROOT / "engine" / "several.py"] if run.gpus > 1 else []
+    return [ROOT / "engine" / "train.py", *shared, *plugins, objective]
 
 
 def _reader(dataset: str) -> Path:

@@ -217,6 +217,8 @@ class Run(Frozen):
         recipe: name of the recipe that made the teacher (None for scratch).
         later: names of objective settings that were added after the first release; while one of
             them is at its default it stays out of the hash, so that older ids survive.
+        gpus: how many share the work on each batch. They give the numbers that one gives, but for
+            rounding, as another device does; so it is no part of the id (docs/adr/0007-several-gpus.md).
     """
 
     spec: RunSpec
@@ -227,6 +229,7 @@ class Run(Frozen):
     pair: tuple[str | None, str | None] = (None, None)
     recipe: str | None = None
     later: dict[str, Any] = {}
+    gpus: int = Field(1, ge=1)
 
     @property
     def id(self) -> str:

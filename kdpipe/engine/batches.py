@@ -17,6 +17,7 @@ from kdpipe.core.specs import Augmentation, Protocol
 from kdpipe.engine.augment import Pipeline
 from kdpipe.engine.ondisk import evaluation_views, training_views
 from kdpipe.engine.prepare import Prepared
+from kdpipe.engine.processes import ALONE, Processes
 from kdpipe.engine.streams import generator
 
 Preprocess = Callable[[Tensor], Tensor]
@@ -73,6 +74,7 @@ class Batches:
         further: for each further view that a batch carries, steps that follow the protocol's own
             augmentation, which is drawn anew for it.
         workers: processes that decode images which lie on disk; None is one per thread of torch.
+        processes: which share the decoding; each deals whole batches.
 
     Raises:
         ConfigError: there is a single image.
@@ -87,6 +89,7 @@ class Batches:
         device: torch.device,
         further: Sequence[Sequence[Augmentation]] = (),
         workers: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if len(split.labels) < 2:
             raise ConfigError(
@@ -101,6 +104,7 @@ class Batches:
         for number, steps in enumerate(further, 2):
             self.pipelines[f"{FURTHER} {number}"] = Pipeline((*protocol.augmentation, *steps))
         self.workers = torch.get_num_threads() if workers is None else workers
+        self.processes = processes
 
     @property
     def samples(self) -> int:
@@ -112,6 +116,11 @@ class Batches:
         """Batches in an epoch."""
         full, rest = divmod(self.samples, self.size)
         return max(full + (rest > 1), 1)
+
+    @property
+    def least(self) -> int:
+        """Samples of the smallest batch, which is the last."""
+        return min(self.size, self.samples - (self.steps - 1) * self.size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (from 0), from batch `start` on."""
@@ -130,9 +139,12 @@ class Batches:
         """Augmented uint8 images of each part, on the device."""
         augment = self.pipelines[stream]
         if isinstance(self.images, ImageFiles):
-            yield from training_views(
-                self.images, augment, self.seed, stream, epoch, parts, self.workers, self.device
+            mine = [part[self.processes.rows(len(part))] for part in parts]
+            views = training_views(
+                self.images, augment, self.seed, stream, epoch, mine, self.workers, self.device
             )
+            for part, view in zip(parts, views, strict=True):
+                yield self.processes.whole(view, len(part))
             return
         drawn = augment.draw(self.samples, generator(self.seed, stream, epoch))
         drawn = [d.to(self.device) for d in drawn]

@@ -16,6 +16,7 @@ from kdpipe.core.files import atomic
 from kdpipe.core.specs import Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
 from kdpipe.engine.prepare import Prepared, positions, select
+from kdpipe.engine.processes import ALONE, Processes
 
 BATCH = 500
 
@@ -31,14 +32,18 @@ def predict(
     normalise: Preprocess,
     protocol: Protocol,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> NDArray[np.float32]:
     """Logits (N x C, float32) for a split's images, in order; leaves the model in eval mode."""
     model.eval()
+    share = len(images) >= processes.size
+    mine = images[processes.rows(len(images))] if share else images
     logits = []
     with torch.inference_mode(), autocast(protocol, device):
-        for part in in_order(images, BATCH, device):
+        for part in in_order(mine, BATCH, device):
             logits.append(model(normalise(part)).float())
-    return torch.cat(logits).cpu().numpy()
+        found = torch.cat(logits)
+        return (processes.whole(found, len(images)) if share else found).cpu().numpy()
 
 
 class Headed(nn.Module):
@@ -71,15 +76,21 @@ class Scores:
         spec: the run, whose held-out images are scored where it has any, else the test images.
         normalise: what the network is given.
         device: where it runs.
+        processes: which share the images.
     """
 
     def __init__(
-        self, prepared: Prepared, spec: RunSpec, normalise: Preprocess, device: torch.device
+        self,
+        prepared: Prepared,
+        spec: RunSpec,
+        normalise: Preprocess,
+        device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         splits = select(prepared, spec.data)
         self._name = "val" if "val" in splits else "test"
         self._split, self._protocol = splits[self._name], spec.protocol
-        self._normalise, self._device = normalise, device
+        self._normalise, self._device, self._processes = normalise, device, processes
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """`val_top1` or `test_top1`, in percent, and `val_loss` or `test_loss`: cross entropy, in nats."""
@@ -97,7 +108,9 @@ class Scores:
         return lambda: (torch.from_numpy(self._logits(model)), torch.tensor(self._split.labels))
 
     def _logits(self, model: nn.Module) -> NDArray[np.float32]:
-        return predict(model, self._split.images, self._normalise, self._protocol, self._device)
+        return predict(
+            model, self._split.images, self._normalise, self._protocol, self._device, self._processes
+        )
 
 
 def save_predictions(
@@ -107,22 +120,28 @@ def save_predictions(
     spec: RunSpec,
     device: torch.device,
     second: nn.Module | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`).
 
-    Those of `second`, a network with another head, are stored beside them.
+    Those of `second`, a network with another head, are stored beside them. Of several processes, which
+    share the images, the first writes.
     """
     splits, rows = select(prepared, spec.data), positions(prepared, spec.data)
     normalise = preprocessing(prepared, device)
     arrays: dict[str, NDArray[Any]] = {}
     for name in sorted(splits.keys() - {"train"}):
         split = splits[name]
-        arrays[f"{name}_logits"] = predict(model, split.images, normalise, spec.protocol, device)
-        if second is not None:
-            arrays[f"{name}_auxiliary"] = predict(second, split.images, normalise, spec.protocol, device)
+        for kind, network in (("logits", model), ("auxiliary", second)):
+            if network is not None:
+                arrays[f"{name}_{kind}"] = predict(
+                    network, split.images, normalise, spec.protocol, device, processes
+                )
         arrays[f"{name}_labels"] = np.asarray(split.labels)
         arrays[f"{name}_index"] = np.asarray(rows[name])
     if prepared.reference is not None:
         arrays["test_reference"] = prepared.reference[rows["test"]]
+    if not processes.first:
+        return
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

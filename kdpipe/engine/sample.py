@@ -16,6 +16,7 @@ from kdpipe.core.specs import Precision, Run, point
 from kdpipe.engine.observe import Observer
 from kdpipe.engine.predict import save_predictions
 from kdpipe.engine.prepare import Prepared
+from kdpipe.engine.processes import ALONE, Processes
 from kdpipe.engine.stop import Stop
 from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import load_weights, read_weights, save_weights
@@ -31,6 +32,7 @@ def sample(
     stop: Stop | None = None,
     teachers: Sequence[Path] = (),
     precision: Precision = "float32",
+    processes: Processes = ALONE,
 ) -> None:
     """Check a finished teacher's weights at `epoch` and store their predictions.
 
@@ -48,6 +50,7 @@ def sample(
         stop: asks a replay for a clean stop.
         teachers: weights of its own teacher, for one that was taught.
         precision: how the weights are kept; they predict as they are kept.
+        processes: which share a replay; the first alone does the rest.
     """
     status = read_json(paths.status)
     collapsed = status["status"] == "collapsed" and status["epoch"] <= epoch
@@ -55,10 +58,13 @@ def sample(
     weights = paths.checkpoint(epoch, precision)
     spec = registry.models.get(run.spec.model.name)
     model = spec.build(prepared.num_classes, prepared.shape[0])
-    if not _whole(weights):
-        exact = paths.model if over else paths.checkpoint(epoch)
-        if not _whole(exact):
-            exact = _replay(run, paths, prepared, epoch, device, observers, stop or Stop(), teachers)
+    exact = paths.model if over else paths.checkpoint(epoch)
+    missing = not _whole(weights)
+    if processes.any(missing and not _whole(exact)):
+        exact = _replay(run, paths, prepared, epoch, device, observers, stop or Stop(), teachers, processes)
+    if not processes.first:
+        return
+    if missing:
         load_weights(model, exact)
         save_weights(model, weights, precision)
         if exact.is_relative_to(paths.state):
@@ -95,8 +101,10 @@ def _replay(
     observers: Sequence[Observer],
     stop: Stop,
     teachers: Sequence[Path],
+    processes: Processes,
 ) -> Path:
     """Train again up to the epoch; where its weights then lie."""
     scratch = RunPaths(paths.state / "replay")
-    Trainer(run, scratch, prepared, teachers, device, (), observers, stop).train(until=epoch)
+    trainer = Trainer(run, scratch, prepared, teachers, device, (), observers, stop, processes=processes)
+    trainer.train(until=epoch)
     return scratch.checkpoint(epoch)

@@ -117,5 +117,5 @@ class StateStore:
         if hashlib.sha256(payload).digest() != head:
             print(f"warning: {path} is damaged and not used; an older state is, or none", file=sys.stderr)
             return None
-        state: State = torch.load(io.BytesIO(payload), weights_only=True)
+        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         return state if state["run"] == self.run_id else None

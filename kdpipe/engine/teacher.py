@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdpipe.api import DataInfo, ModelSpec, Outputs, TeacherPart, Wish
 from kdpipe.engine.prepare import Prepared
+from kdpipe.engine.processes import ALONE
 from kdpipe.engine.weights import load_weights
 from kdpipe.nn.fold import fold_batch_norm
 from kdpipe.nn.folds import folds
@@ -31,6 +32,7 @@ class Teacher:
         autocast: context that sets the precision of its forward pass.
         part: what was trained on top of it, and the weights of that.
         data: what the part may know of the training data.
+        shared: what is done to a network that sees a part of each batch (`Processes.shared`).
 
     Attributes:
         shapes: shapes of its taps, those of the part included.
@@ -48,6 +50,7 @@ class Teacher:
         autocast: Callable[[], torch.autocast],
         part: tuple[TeacherPart, Path] | None,
         data: DataInfo,
+        shared: Callable[[nn.Module], nn.Module] = ALONE.shared,
     ) -> None:
         taps = expand(spec, (*wish.teacher, *(part[0].taps().teacher if part else ())))
         self.models = nn.ModuleList().eval()
@@ -56,7 +59,7 @@ class Teacher:
             load_weights(model, file)
             if not number:
                 self.norms = norms(model, spec, taps)
-            self.models.append(_frozen(model, wish.batch_statistics))
+            self.models.append(shared(_frozen(model, wish.batch_statistics)))
         self.finite = all(bool(torch.isfinite(p).all()) for p in self.models.state_dict().values())
         self.models.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._catch = [catch(model, spec, taps) for model in self.models]

@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from kdpipe.api import (
     Trainable,
 )
 from kdpipe.core import registry
-from kdpipe.core.errors import Interrupted
+from kdpipe.core.errors import ConfigError, Interrupted
 from kdpipe.core.files import read_json, sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
@@ -38,6 +39,7 @@ from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
 from kdpipe.engine.predict import Headed, Scores, autocast, predict, save_predictions
 from kdpipe.engine.prepare import Prepared, select
+from kdpipe.engine.processes import ALONE, Processes
 from kdpipe.engine.profile import Profile
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import StateStore
@@ -47,7 +49,7 @@ from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import load_weights, save_weights, start_from
 from kdpipe.nn.cost import cost
 from kdpipe.nn.gradients import compared
-from kdpipe.nn.taps import catch, expand, in_float32, shapes, through
+from kdpipe.nn.taps import catch, expand, in_float32, shapes, through, transformed
 
 GAP_SAMPLES = 1000  # training images on which the distance to each anchor is measured
 
@@ -71,6 +73,7 @@ class Trainer:
         save_every: seconds after which a long epoch saves its state, as every epoch does at its end.
         gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
             no number of the training.
+        processes: which share the networks' passes; the first alone writes and has observers.
     """
 
     run: Run
@@ -86,6 +89,7 @@ class Trainer:
     gradients: int = 0
     start: Path | None = None
     save_every: float = 600.0
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -95,7 +99,21 @@ class Trainer:
         self.data = DataInfo(self.prepared.num_classes, torch.tensor(train.labels))
         objective = registry.REGISTRIES[spec.kind].get(spec.objective.name)
         self.objective: Objective = objective(objective.Config(**spec.objective.settings))
-        self.batches = Batches(train, self.normalise, protocol, spec.seed, self.device, self.objective.views)
+        self.batches = Batches(
+            train,
+            self.normalise,
+            protocol,
+            spec.seed,
+            self.device,
+            self.objective.views,
+            processes=self.processes,
+        )
+        if self.batches.least < self.processes.size:
+            raise ConfigError(
+                f"the last batch holds {self.batches.least} images for {self.processes.size} processes",
+                where=f"protocol '{self.run.protocol}', keys 'gpus' and 'batch_size'",
+                fix=f"set gpus to at most {self.batches.least}, or change batch_size",
+            )
         self.anchor = 0
         self.teacher = self._load_teacher()
         draw = self.objective.draw() if isinstance(self.objective, Recipe) else 0
@@ -109,8 +127,10 @@ class Trainer:
             for network in (self.model, *self.peers, *(self.teacher.models if self.teacher else [])):
                 network.compile()
         asked = self.objective.per_sample(self.data)
-        self.memory = MemoryFiles(self.paths.state, asked, self.data.num_samples, self.device)
-        self.scores = Scores(self.prepared, spec, self.normalise, self.device)
+        self.memory = MemoryFiles(
+            self.paths.state, asked, self.data.num_samples, self.device, self.processes.first
+        )
+        self.scores = Scores(self.prepared, spec, self.normalise, self.device, self.processes)
         self.history: list[Row] = []
         self.meter = Meter(self.device)
         self.seconds = 0.0
@@ -128,11 +148,11 @@ class Trainer:
                 objective.build(teacher_shapes, self.data)
             self.model: nn.Module = objective
             self.cost = None
-            self.trainable = Trainable([], [], list(objective.parameters()))
+            self.trainable = Trainable([], [], list(objective.parameters()), self.processes.mean)
             return
         channels, classes = self.prepared.shape[0], self.prepared.num_classes
         model_spec: ModelSpec = registry.models.get(spec.model.name)
-        self.model = model_spec.build(classes, channels)
+        self.model = self.processes.shared(model_spec.build(classes, channels))
         if self.start is not None:
             start_from(self.model, model_spec.classifier, self.start)
         self.cost = cost(self.model, self.prepared.shape)
@@ -147,13 +167,14 @@ class Trainer:
                 objective.read_norms(self.teacher.norms if self.teacher else {})
         for number in range(objective.peers()):
             with seeded(spec.seed, "peer", number):
-                self.peers.append(model_spec.build(classes, channels))
+                self.peers.append(self.processes.shared(model_spec.build(classes, channels)))
         self.classifier = self.model.get_submodule(model_spec.classifier)
         in_head = {id(p) for p in self.classifier.parameters()}
         self.trainable = Trainable(
             backbone=[p for p in self.model.parameters() if id(p) not in in_head],
             classifier=list(self.classifier.parameters()),
             extra=[*objective.parameters(), *self.peers.parameters()],
+            mean=self.processes.mean,
         )
         self.catch = catch(self.model, model_spec, taps)
         self.catch_peers = [catch(peer, model_spec, taps) for peer in self.peers]
@@ -168,8 +189,9 @@ class Trainer:
             Interrupted: a stop was asked for; the state is saved.
         """
         store = StateStore(self.paths.state, self.run.id)
-        with store.lock() as waited:
-            if waited and until is None and self.paths.status.is_file() and not self.paths.state.exists():
+        with store.lock() if self.processes.first else nullcontext(False) as waited:
+            finished = self.paths.status.is_file() and not self.paths.state.exists()
+            if self.processes.any(waited and until is None and finished):
                 return  # the process that held the lock has finished the run
             epochs = self.run.spec.protocol.epochs
             epoch, step = self._restore(store.load())
@@ -186,12 +208,10 @@ class Trainer:
                         )
                     if epoch == 0:  # a first stage has ended
                         self.optimizer = optimizer(self.run.spec.protocol, self.trainable.all)
-                    if epoch in self.keep or epoch == until:
-                        save_weights(self.model, self.paths.checkpoint(epoch))
-                    if epoch in self.keep_half:
-                        save_weights(self.model, self.paths.checkpoint(epoch, "float16"), "float16")
+                    if self.processes.first:
+                        self._keep(epoch, until)
                     self._tell(lambda o: o.epoch_done(self.history[-1]))  # first: a resume may repeat it
-                    store.save(self._state(epoch, 0))
+                    self._save(store, epoch, 0)
             except BaseException as error:
                 asked = isinstance(error, Interrupted | KeyboardInterrupt)
                 self._tell(lambda o: o.ended("interrupted" if asked else "failed"))
@@ -199,15 +219,29 @@ class Trainer:
             if until is None:
                 self._finish(epoch, started)
                 self._tell(lambda o: o.ended("collapsed" if self._collapsed else "finished"))
-            store.remove()
+            if self.processes.first:
+                store.remove()
+
+    def _keep(self, epoch: int, until: int | None) -> None:
+        """Write the weights of an epoch that is kept."""
+        if epoch in self.keep or epoch == until:
+            save_weights(self.model, self.paths.checkpoint(epoch))
+        if epoch in self.keep_half:
+            save_weights(self.model, self.paths.checkpoint(epoch, "float16"), "float16")
+
+    def _save(self, store: StateStore, epoch: int, step: int) -> None:
+        """Write the state; no process goes on, or ends, before it is written."""
+        if self.processes.first:
+            store.save(self._state(epoch, step))
+        self.processes.wait()
 
     def step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """One step of the optimiser; the loss terms, and the meter's sums, stay on the device."""
         if isinstance(self.objective, Recipe):
             batch = self.objective.transform(batch, at)
-        inputs = self.objective.inputs(batch)
+        inputs = [self.processes.mine(images, len(batch.index)) for images in self.objective.inputs(batch)]
         with self.profile.phase("student"):
-            s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs)
+            s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs, batch)
         with self.profile.phase("teacher"):
             t = self._taught(inputs, batch)
         with self.profile.phase("loss"):
@@ -217,6 +251,7 @@ class Trainer:
         with self.profile.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             self.objective.backward(terms, self.trainable)
+            self.processes.average([p.grad for p in self.trainable.all if p.grad is not None])
         with self.profile.phase("optimizer"):
             if bound := self.run.spec.protocol.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.trainable.all, bound)
@@ -228,9 +263,10 @@ class Trainer:
     def _taught(self, inputs: Sequence[Tensor], batch: Batch) -> Outputs:
         """Outputs of the teacher or of the peers; empty logits without either."""
         if self.teacher:
-            return self.teacher(inputs, batch.index)
+            index = self.processes.mine(batch.index, len(batch.index))
+            return self._whole(self.teacher(inputs, index), batch)
         if self.peers:
-            first, *others = (self._through(peer, inputs) for peer in self.catch_peers)
+            first, *others = (self._through(peer, inputs, batch) for peer in self.catch_peers)
             return replace(first, more=tuple(others))
         return Outputs(batch.images.new_empty(0))
 
@@ -244,17 +280,23 @@ class Trainer:
         assert isinstance(objective, Method)
         return objective.loss(s, t, batch, at)
 
-    def _through(self, network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor]) -> Outputs:
+    def _through(
+        self, network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor], batch: Batch
+    ) -> Outputs:
         with autocast(self.run.spec.protocol, self.device):
             out = through(network, inputs)
-        return in_float32(out)
+        return in_float32(self._whole(out, batch))
+
+    def _whole(self, out: Outputs, batch: Batch) -> Outputs:
+        """Outputs for the whole batch, from each process's."""
+        return transformed(out, lambda mine: self.processes.whole(mine, len(batch.index)))
 
     def _epoch(self, epoch: int, start: int, store: StateStore) -> None:
         """Train one epoch from batch `start` on and append its row to the history."""
         spec = self.run.spec
         begun = time.monotonic() - self.seconds
         at = Progress(epoch, spec.protocol.epochs, 0, self.batches.steps)
-        self.objective.memory = self.memory.open(epoch)
+        self.objective.memory = self.processes.in_turn(lambda: self.memory.open(epoch))
         if not start:
             self.meter.reset()
             self.watched = {}
@@ -274,13 +316,15 @@ class Trainer:
             self.step(batch, replace(at, step=step))
             # What is remembered of each sample goes on changing in its file, so only ends of epochs serve.
             due = time.monotonic() - saved > self.save_every and not self.memory.shapes
-            if self.stop.requested or due:
-                self.seconds = time.monotonic() - begun
-                self.memory.flush()
-                store.save(self._state(epoch, step + 1))
-                saved = time.monotonic()
-            if self.stop.requested:
+            if not self.processes.any(self.stop.requested or due):
+                continue
+            self.seconds = time.monotonic() - begun
+            self.memory.flush()
+            self._save(store, epoch, step + 1)
+            saved = time.monotonic()
+            if self.processes.any(self.stop.requested):
                 raise Interrupted(f"{self.run.label}: stopped in epoch {epoch + 1}; run it again to go on")
+        self.processes.average(list(self.meter.sums.values()))
         row: Row = {"epoch": epoch + 1, "lr": lr, **self.meter.means(), **self.watched}
         self.memory.flush()
         if self.model is not self.objective and epoch >= 0:
@@ -320,6 +364,7 @@ class Trainer:
             lambda: autocast(self.run.spec.protocol, self.device),
             (part, self.part) if part is not None and self.part is not None else None,
             self.data,
+            self.processes.shared,
         )
 
     def _choose_anchor(self, at: Progress) -> None:
@@ -341,7 +386,7 @@ class Trainer:
         protocol, name = self.run.spec.protocol, self.run.pair[0] or ""
 
         def log_p(model: nn.Module) -> Tensor:
-            logits = predict(model, images, self.normalise, protocol, self.device)
+            logits = predict(model, images, self.normalise, protocol, self.device, self.processes)
             return torch.from_numpy(logits).double().log_softmax(1)
 
         student, gaps = log_p(self.model), []
@@ -372,7 +417,8 @@ class Trainer:
         }
 
     def _restore(self, state: dict[str, Any] | None) -> tuple[int, int]:
-        if state is None or not self.memory.whole(state["memory"], state["epoch"], state["step"]):
+        lost = state is None or not self.memory.whole(state["memory"], state["epoch"], state["step"])
+        if self.processes.any(lost) or state is None:
             first = self.objective.first_stage() if isinstance(self.objective, Method) else 0
             return -first, 0
         self._go_to_anchor(state["anchor"])
@@ -396,6 +442,21 @@ class Trainer:
             self.objective.finish(self.model, self.classifier, self.scores.held_out(self.model))
             if self.objective.recalibrate:
                 self._recalibrate(epoch)
+        outputs = {"model": self.paths.model}
+        if self.cost is not None:
+            head = self.objective.auxiliary() if isinstance(self.objective, Method) else None
+            save_predictions(
+                self.paths.predictions,
+                self.model,
+                self.prepared,
+                self.run.spec,
+                self.device,
+                Headed(self.catch, self.model, head) if head is not None else None,
+                self.processes,
+            )
+            outputs["predictions"] = self.paths.predictions
+        if not self.processes.first:
+            return
         record = provenance(self.run, self.device)
         record |= {
             "started": started,
@@ -403,23 +464,17 @@ class Trainer:
             "seconds": sum(row["seconds"] for row in self.history),
             "data": self.prepared.checksums,
             "teacher": [sha256(weights) for weights in self.teachers],
+            "processes": self.processes.size,
             "cost": self._costs(),
         }
         ref = self.run.spec.teacher
         if ref and ref.choice:
             record["choice"] = read_json(RunPaths(self.teachers[0].parent).checkpoint_record)
-        outputs = {"model": self.paths.model}
         save_weights(self.model, self.paths.model)
         for number, peer in enumerate(self.peers, 1):
             save_weights(peer, self.paths.peer(number))
         if self.cost is not None:
             record["model"] = asdict(self.cost)
-            head = self.objective.auxiliary() if isinstance(self.objective, Method) else None
-            second = Headed(self.catch, self.model, head) if head is not None else None
-            save_predictions(
-                self.paths.predictions, self.model, self.prepared, self.run.spec, self.device, second
-            )
-            outputs["predictions"] = self.paths.predictions
         write_text(self.paths.history, history_csv(self.history))
         outputs["history"] = self.paths.history
         record["outputs"] = {name: sha256(file) for name, file in outputs.items()}
@@ -442,7 +497,7 @@ class Trainer:
         self.model.train()
         with autocast(self.run.spec.protocol, self.device):
             for batch in self.batches.epoch(epoch):
-                self.model(batch.images)
+                self.model(self.processes.mine(batch.images, len(batch.index)))
 
     def _costs(self) -> dict[str, float]:
         """What the training cost: its steps, its memory, and the parameters that are not the network's."""

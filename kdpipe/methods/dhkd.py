@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdpipe.api import (
     Batch,
     DataInfo,
+    Gradients,
     Method,
     Outputs,
     Paper,
@@ -21,7 +22,7 @@ from kdpipe.api import (
     Wish,
     hp,
 )
-from kdpipe.nn.gradients import Gradients, align, align_rows, deposit, gradients
+from kdpipe.nn.gradients import align, align_rows, deposit, gradients
 from kdpipe.nn.heads import HEADS, MLP_PAIRS
 from kdpipe.nn.logits import binary_kl, binary_kl_norm, cross_entropy
 
@@ -140,8 +141,8 @@ class DHKD(Method):
         """Add the two gradients, without the part of the distillation's that works against the labels'."""
         if not self.config.align or "kd" not in terms:
             return super().backward(terms, parameters)
-        ce = gradients(terms["ce"], parameters.all, retain_graph=True)
-        kd = gradients(terms["kd"], parameters.all)
+        ce = parameters.mean(gradients(terms["ce"], parameters.all, retain_graph=True))
+        kd = parameters.mean(gradients(terms["kd"], parameters.all))
         if self.config.align_on == "backbone":
             shared = len(parameters.backbone)
             kd[:shared] = align(kd[:shared], ce[:shared])

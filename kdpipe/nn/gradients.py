@@ -8,10 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from kdpipe.api import Trainable
-
-Gradients = list[Tensor | None]
-"""One gradient per parameter; None where the loss does not reach it."""
+from kdpipe.api import Gradients, Trainable
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain_graph: bool = False) -> Gradients:
@@ -37,7 +34,8 @@ def compared(terms: dict[str, Tensor], parameters: Trainable) -> dict[str, float
     for part, tensors in (("backbone", parameters.backbone), ("classifier", parameters.classifier)):
         vectors = {}
         for name, term in terms.items():
-            grads = gradients(term, tensors, retain_graph=True) if term.requires_grad and tensors else []
+            reached = term.requires_grad and tensors
+            grads = parameters.mean(gradients(term, tensors, retain_graph=True)) if reached else []
             if any(g is not None for g in grads):
                 zipped = zip(grads, tensors, strict=True)
                 flat = [torch.zeros_like(p) if g is None else g for g, p in zipped]

@@ -295,6 +295,8 @@ def _protocol(name: str, folder: Path) -> str:
     lines = [name, "", file.title, f"Source: {file.source}"]
     if file.reports:
         lines.append(f"Reports: {file.reports.value}  [{file.reports.source}]")
+    if file.gpus > 1:
+        lines.append(f"GPUs: {file.gpus} share the work on each batch")
     lines += ["", "Settings:"]
     for key, value in file.settings:
         source = f"  [{file.sources[key]}]" if key in file.sources else ""

@@ -154,6 +154,9 @@ class ProtocolFile(Frozen):
     source: str = Field(description="where the values come from, unless one says otherwise")
     reports: Reports | None = Field(None, description="what the source reports, for the reader")
     settings: Protocol
+    gpus: int = Field(
+        1, ge=1, description="GPUs that share the work on each batch; changes no number but by rounding"
+    )
     sources: dict[str, str] = Field({}, description="filled in from `{value:, source:}` entries")
     light: Light | None = None
 

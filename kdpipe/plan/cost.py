@@ -94,6 +94,7 @@ def estimate(planned: PlannedRun, rates: Rates) -> Estimate | None:
 
     for N training images an epoch in batches of B, M images predicted after it, and the multiply-adds of
     both. Where the images per second of such a run are measured, they make the rate, and nothing is least.
+    GPUs that share a run are taken to share its work evenly, at no cost.
     """
     work = planned.work
     speed = rates.measured.get(speed_key(planned.run.spec, planned.run.pair))
@@ -105,7 +106,7 @@ def estimate(planned: PlannedRun, rates: Rates) -> Estimate | None:
     batch = planned.run.spec.protocol.batch_size
     step = batch * work.step / rate if speed else max(batch * work.step / rate, rates.least)
     epoch = work.images / batch * step + work.watched * work.forward / rate
-    return Estimate(work.epochs * epoch, speed is not None)
+    return Estimate(work.epochs * epoch / planned.run.gpus, speed is not None)
 
 
 def speed_key(spec: RunSpec, pair: tuple[str | None, str | None]) -> Key:
@@ -231,7 +232,7 @@ def _rate(
 
 
 def _stored(results: Results) -> Iterator[Stored]:
-    """Of every finished run: its device, what its speed depends on, and training images per second.
+    """Of every finished run: its device, what its speed depends on, and training images per second of one.
 
     Of a bench's run: its device, the bench, and seconds. What cannot be read is left out: it is the
     business of `kdpipe verify`.
@@ -251,7 +252,7 @@ def _stored(results: Results) -> Iterator[Stored]:
             steps = [value for name, value in record["cost"].items() if name.startswith("ms_")]
             if steps:
                 spec, (teacher, student) = RunSpec.model_validate(run["spec"]), run["pair"]
-                speed = 1000 * spec.protocol.batch_size / sum(steps)
+                speed = 1000 * spec.protocol.batch_size / sum(steps) / record.get("processes", 1)
                 yield device, speed_key(spec, (teacher, student)), speed
         except (UserError, KeyError, TypeError, ValueError, AttributeError):
             continue
@@ -262,7 +263,7 @@ class Bill:
     """What some runs cost together.
 
     Attributes:
-        hours: of one device.
+        hours: of one device; those of a run that several share count for each.
         left: hours of those that are not made yet.
         measured, computed, unknown: how many runs are estimated by measured speed, by multiply-adds, or
             not at all.
@@ -298,7 +299,8 @@ def bill(plan: Plan, names: Iterable[str], rates: Rates, made: Mapping[str, bool
             disk += room(plan.runs[name])
         kind = "unknown" if known is None else "measured" if known.measured else "computed"
         counts[kind] += 1
-        own = known.seconds / 3600 if known else 0.0
+        devices = 1 if name in plan.benches else plan.runs[name].run.gpus
+        own = devices * known.seconds / 3600 if known else 0.0
         hours += own
         left += 0.0 if made[name] else own
     return Bill(hours, left, counts["measured"], counts["computed"], counts["unknown"], disk)

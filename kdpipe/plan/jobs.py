@@ -51,10 +51,11 @@ class Jobs:
             mem_mb: memory of the first attempt, unless the site says otherwise, or a function of a job's
                 wildcards that gives it.
             runtime: minutes of the first attempt, where the site says nothing and no estimate is known.
-            gpu: GPUs of a job, or a function of its wildcards that gives them.
+            gpu: GPUs of a job, or a function of its wildcards that gives them; none if `gpus` is 0.
             runs: a function of a job's wildcards that names the runs that it trains.
         """
         cluster = self._config.cluster
+        gpu = gpu if self._config.gpus else 0
         if cluster is None:
             return {"gpu": gpu, "mem_mb": mem_mb, "runtime": runtime}
         wants = request(cluster, rule, bool(gpu))

@@ -95,7 +95,7 @@ def group(plan: Plan, names: Iterable[str], size: int) -> list[tuple[str, ...]]:
 
     def needed(name: str) -> tuple[int, str, str, int]:
         run = plan.runs[name].run
-        return depths[name], run.kind, plan.runs[name].data, getattr(run, "gpus", 1)
+        return depths[name], run.kind, plan.runs[name].data, run.gpus
 
     packs: list[tuple[str, ...]] = []
     for (*_, gpus), left in _by(names, needed).items():

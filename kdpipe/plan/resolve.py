@@ -564,15 +564,25 @@ class _StudyResolver:
         teacher: str | None,
         part: str | None = None,
     ) -> str:
+        kind = "student" if spec.method else "teacher"
+        gpus = self.site.protocols[kind].gpus
+        if gpus > 1 and spec.protocol.compile:
+            raise ConfigError(
+                f"protocol '{getattr(self.site.names, kind)}' has {gpus} GPUs share a run, "
+                "which compiled networks cannot",
+                where=self.where,
+                fix="set gpus to 1 or compile to false in the protocol",
+            )
         run = Run(
             spec=spec,
             label=label,
-            protocol=getattr(self.site.names, "student" if spec.method else "teacher"),
+            protocol=getattr(self.site.names, kind),
             scale=self.scale_name,
             sources=objective.sources,
             pair=pair,
             recipe=recipe,
             later=objective.later,
+            gpus=gpus,
         )
         self._plan(run, objective.instance, teacher, part)
         return run.name

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdpipe.api import Batch, DataInfo, Outputs, Progress, Trainable, total
+from kdpipe.api import Batch, DataInfo, Gradients, Outputs, Progress, Trainable, total
 from kdpipe.methods.dhkd import DHKD
-from kdpipe.nn.gradients import Gradients, add, align, align_rows, deposit, gradients
+from kdpipe.nn.gradients import add, align, align_rows, deposit, gradients
 from kdpipe.nn.heads import mlp_head
 from kdpipe.nn.logits import binary_kl, binary_kl_norm, cross_entropy
 

@@ -95,6 +95,17 @@ def run_json(name):
     return canonical(PLAN.runs[name].run.model_dump(mode="json"))
 
 
+def gpus_of(name):
+    """The GPUs that a training asks the scheduler for."""
+    asked = PLAN.runs[name].run.gpus
+    return CONFIG.gpus if asked == 1 or CONFIG.device == "cpu" else asked
+
+
+def threads_of(name):
+    """The processor threads of a training: those of each of its processes, one for a GPU."""
+    return CONFIG.threads * PLAN.runs[name].run.gpus
+
+
 def data_of(name):
     return f"{RESULTS}/data/{PLAN.runs[name].data}"
 

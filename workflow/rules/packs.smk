@@ -9,11 +9,11 @@ rule train_pack:
         f"{RESULTS}/benchmarks/pack-{{pack}}.tsv"
     conda:
         "../../environment.yml"
-    threads: lambda w: CONFIG.threads * len(PACKS.members[w.pack])
+    threads: lambda w: sum(map(threads_of, PACKS.members[w.pack]))
     resources:
         **jobs(
             "train_pack",
-            gpu=CONFIG.gpus,
+            gpu=lambda w: gpus_of(PACKS.members[w.pack][0]),
             mem_mb=lambda w: 4000 * len(PACKS.members[w.pack]),
             runtime=240,
             runs=lambda w: PACKS.members[w.pack],

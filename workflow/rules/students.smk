@@ -18,9 +18,9 @@ rule distil_student:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: 1 if PACKED else CONFIG.threads
+    threads: lambda w: 1 if PACKED else threads_of(w.student)
     resources:
-        **jobs("distil_student", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.student]),
+        **jobs("distil_student", gpu=0 if PACKED else lambda w: gpus_of(w.student), mem_mb=4000, runtime=240, runs=lambda w: [w.student]),
     params:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),

@@ -19,9 +19,9 @@ rule train_teacher:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: 1 if PACKED else CONFIG.threads
+    threads: lambda w: 1 if PACKED else threads_of(w.teacher)
     resources:
-        **jobs("train_teacher", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=240, runs=lambda w: [w.teacher]),
+        **jobs("train_teacher", gpu=0 if PACKED else lambda w: gpus_of(w.teacher), mem_mb=4000, runtime=240, runs=lambda w: [w.teacher]),
     params:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
@@ -59,9 +59,9 @@ rule train_part:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: 1 if PACKED else CONFIG.threads
+    threads: lambda w: 1 if PACKED else threads_of(w.part)
     resources:
-        **jobs("train_part", gpu=0 if PACKED else CONFIG.gpus, mem_mb=4000, runtime=120, runs=lambda w: [w.part]),
+        **jobs("train_part", gpu=0 if PACKED else lambda w: gpus_of(w.part), mem_mb=4000, runtime=120, runs=lambda w: [w.part]),
     params:
         spec=lambda w: spec(w.part),
         run=lambda w, input: run_json(w.part),
@@ -120,9 +120,9 @@ rule sample_checkpoint:
         f"{RESULTS}/logs/sample/{{teacher}}-{{point}}.log",
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: lambda w: threads_of(w.teacher)
     resources:
-        **jobs("sample_checkpoint", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
+        **jobs("sample_checkpoint", gpu=lambda w: gpus_of(w.teacher), mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,

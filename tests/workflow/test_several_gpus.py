@@ -1,0 +1,30 @@
+"""Runs that several GPUs share, made by the rules: here, by processes of the processor."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import yaml
+
+from kdpipe.core.files import read_json
+from tests.workflow.conftest import PROTOCOL
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_rules_train_them_and_another_number_makes_nothing_again(project):
+    protocol = project.root / "config" / "protocols" / "tiny.yaml"
+    project.study(recipes=["standard"], methods=["kd"], curves=[{"method": "kd", "epochs": [1]}])
+    protocol.write_text(yaml.safe_dump({**PROTOCOL, "gpus": 2}))
+    done = project.snakemake("--benchmark-extended", config=["device=cpu"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [read_json(file) for file in project.root.glob("results/runs/*/provenance.json")]
+    assert [record["processes"] for record in records] == [2] * 3
+    for file in project.root.glob("results/benchmarks/*"):
+        with open(file) as rows:
+            (job,) = csv.DictReader(rows, delimiter="\t")
+        assert job["threads"] == "2"
+    assert "Traceback" not in done.stderr
+    protocol.write_text(yaml.safe_dump(PROTOCOL))
+    assert not project.planned(config=["device=cpu"])
