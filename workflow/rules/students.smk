@@ -20,7 +20,13 @@ rule distil_student:
         "../../environment.yml"
     threads: lambda w: 1 if PACKED else threads_of(w.student)
     resources:
-        **jobs("distil_student", gpu=0 if PACKED else lambda w: gpus_of(w.student), mem_mb=4000, runtime=240, runs=lambda w: [w.student]),
+        **jobs(
+            "distil_student",
+            gpu=0 if PACKED else lambda w: gpus_of(w.student),
+            mem_mb=4000,
+            runtime=240,
+            runs=lambda w: [w.student],
+        ),
     params:
         spec=lambda w: spec(w.student),
         run=lambda w, input: run_json(w.student),

@@ -21,7 +21,13 @@ rule train_teacher:
         "../../environment.yml"
     threads: lambda w: 1 if PACKED else threads_of(w.teacher)
     resources:
-        **jobs("train_teacher", gpu=0 if PACKED else lambda w: gpus_of(w.teacher), mem_mb=4000, runtime=240, runs=lambda w: [w.teacher]),
+        **jobs(
+            "train_teacher",
+            gpu=0 if PACKED else lambda w: gpus_of(w.teacher),
+            mem_mb=4000,
+            runtime=240,
+            runs=lambda w: [w.teacher],
+        ),
     params:
         spec=lambda w: spec(w.teacher),
         run=lambda w, input: run_json(w.teacher),
@@ -61,7 +67,13 @@ rule train_part:
         "../../environment.yml"
     threads: lambda w: 1 if PACKED else threads_of(w.part)
     resources:
-        **jobs("train_part", gpu=0 if PACKED else lambda w: gpus_of(w.part), mem_mb=4000, runtime=120, runs=lambda w: [w.part]),
+        **jobs(
+            "train_part",
+            gpu=0 if PACKED else lambda w: gpus_of(w.part),
+            mem_mb=4000,
+            runtime=120,
+            runs=lambda w: [w.part],
+        ),
     params:
         spec=lambda w: spec(w.part),
         run=lambda w, input: run_json(w.part),
