@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.workflow.test_kill import TRAIN, journalled
 
 from kdpipe.core.paths import Results
 from kdpipe.engine.kept import Kept
@@ -27,6 +26,23 @@ from tests.workflow.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 EPOCHS = 8
+
+TRAIN = """
+import sys
+from pathlib import Path
+from kdpipe.core import registry
+from kdpipe.cli import main
+from tests.engine.tiny import SPEC
+registry.datasets.names()
+registry.datasets._found["corners"] = SPEC
+registry.datasets._files["corners"] = Path(sys.modules[SPEC.read.__module__].__file__)
+main()
+"""
+
+
+def journalled(paths):
+    """How many epochs the journal knows."""
+    return paths.journal.read_text().count('"metrics"') if paths.journal.is_file() else 0
 
 
 @dataclass

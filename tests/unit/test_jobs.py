@@ -28,8 +28,8 @@ def made(tmp_path: Path) -> Made:
     return Made(tmp_path)
 
 
-def jobs(made: Made, **cluster: Any) -> Jobs:
-    config = {"results": str(made.results.root), "folder": str(made.root), "cluster": cluster}
+def jobs(made: Made, gpus: int = 1, **cluster: Any) -> Jobs:
+    config = {"results": str(made.results.root), "folder": str(made.root), "gpus": gpus, "cluster": cluster}
     return Jobs(made.plan, check_config(config))
 
 
@@ -42,7 +42,7 @@ def asked(found: dict[str, Any], attempt: int = 1, **wildcards: Any) -> dict[str
 
 
 def test_without_a_site_a_rule_asks_for_what_it_names(made: Made) -> None:
-    found = Jobs(made.plan, Config())("train_teacher", mem_mb=4000, runtime=240, gpu=1)
+    found = Jobs(made.plan, Config(gpus=1))("train_teacher", mem_mb=4000, runtime=240, gpu=1)
     assert found == {"gpu": 1, "mem_mb": 4000, "runtime": 240}
 
 
@@ -77,6 +77,14 @@ def test_gpus_by_generic_resource(made: Made, gpu: Any) -> None:
     assert found["gres"] == "gpu:a100:2"
     assert "gpu" not in found  # the executor would make --gpus of it
     assert "gres" not in wants("run_bench", mem_mb=1, runtime=1)
+
+
+@pytest.mark.parametrize("gpu", [2, lambda wildcards: 2])
+def test_a_site_without_gpus(made: Made, gpu: Any) -> None:
+    wants = jobs(made, gpus=0, gpu_jobs={"gres": "gpu:a100", "partition": "gpu"})
+    found = asked(wants("train_teacher", mem_mb=1, runtime=1, gpu=gpu))
+    assert found["gpu"] == 0
+    assert not {"gres", "slurm_partition"} & found.keys()
 
 
 def test_a_retry_asks_for_twice_as_much_up_to_a_cap(made: Made) -> None:
