@@ -1,5 +1,6 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
+import inspect
 import os
 import shlex
 import signal
@@ -42,8 +43,6 @@ PACKS = (
     if workflow.is_main_process
     else read_packs(Results(Path(RESULTS)))
 )
-# together, since a rule whose command's text changes runs anew
-DEVICE = f"{CONFIG.device} --finished-only" if PACKED else CONFIG.device
 # the report's pages beside the first; whatever else lies there, as Snakemake's own report, stays
 REPORT_FOLDERS = ["studies", "runs", "methods", "recipes", "data", "figures", "parts"]
 TRACKING = f"--uri {CONFIG.tracking}" if CONFIG.tracking else ""
@@ -114,11 +113,22 @@ def teacher_of(name):
     return f"{RESULTS}/{PLAN.teacher_place(name)}"
 
 
+def training(name):
+    """The options of `kdpipe train`, but for how many threads there are and where the job's log lies."""
+    planned, start = PLAN.runs[name], start_of(name)
+    options = ["--run", run_json(name), "--out", f"{RESULTS}/runs/{name}", "--data", data_of(name)]
+    options += ["--device", CONFIG.device, *taught_by(name)]
+    options += ["--keep", kept_epochs(name)] if kept_epochs(name) else []
+    options += ["--start", start] if start else []
+    options += ["--gradients", str(planned.gradients)] if planned.gradients else []
+    return shlex.join([*options, "--finished-only"] if PACKED else options)
+
+
 def taught_by(name):
-    """The options of `kdpipe train` that name the weights of a run's teacher, and of the part on top of it."""
-    options = [f"--teacher {RESULTS}/{file}" for file in PLAN.teacher_weights(name)]
+    """The options that name the weights of a run's teacher, and of the part on top of it."""
     part = PLAN.runs[name].part
-    return " ".join([*options, *([f"--part {RESULTS}/runs/{part}/model.safetensors"] if part else [])])
+    options = [option for file in PLAN.teacher_weights(name) for option in ("--teacher", f"{RESULTS}/{file}")]
+    return [*options, *(["--part", f"{RESULTS}/runs/{part}/model.safetensors"] if part else [])]
 
 
 def teacher_stamps(name):

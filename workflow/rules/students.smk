@@ -29,14 +29,8 @@ rule distil_student:
         ),
     params:
         spec=lambda w: spec(w.student),
-        run=lambda w, input: run_json(w.student),
-        device=lambda w, input: DEVICE,
-        teacher=lambda w, input: taught_by(w.student),
-        gradients=lambda w, input: PLAN.runs[w.student].gradients,
-        data=subpath(input.data, parent=True),
-        out=subpath(output.model, parent=True),
+        options=lambda w, input: training(w.student),
     message:
         "distil {wildcards.student}"
     shell:
-        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
-        " --device {params.device} --threads {threads} --gradients {params.gradients} --log {log:q}"
+        "kdpipe train {params.options} --threads {threads} --log {log:q}"

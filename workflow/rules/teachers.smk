@@ -30,20 +30,11 @@ rule train_teacher:
         ),
     params:
         spec=lambda w: spec(w.teacher),
-        run=lambda w, input: run_json(w.teacher),
-        device=lambda w, input: DEVICE,
-        keep=lambda w, input: kept_epochs(w.teacher),
-        teacher=lambda w, input: taught_by(w.teacher),
-        gradients=lambda w, input: PLAN.runs[w.teacher].gradients,
-        start=lambda w, input: f"--start {input.start}" if input.start else "",
-        data=subpath(input.data, parent=True),
-        out=subpath(output.model, parent=True),
+        options=lambda w, input: training(w.teacher),
     message:
         "train {wildcards.teacher}"
     shell:
-        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} --keep '{params.keep}'"
-        " {params.teacher} {params.start} --device {params.device} --threads {threads}"
-        " --gradients {params.gradients} --log {log:q}"
+        "kdpipe train {params.options} --threads {threads} --log {log:q}"
 
 
 rule train_part:
@@ -76,16 +67,11 @@ rule train_part:
         ),
     params:
         spec=lambda w: spec(w.part),
-        run=lambda w, input: run_json(w.part),
-        device=lambda w, input: DEVICE,
-        teacher=lambda w, input: taught_by(w.part),
-        data=subpath(input.data, parent=True),
-        out=subpath(output.model, parent=True),
+        options=lambda w, input: training(w.part),
     message:
         "train {wildcards.part}"
     shell:
-        "kdpipe train --run {params.run:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
-        " --device {params.device} --threads {threads} --log {log:q}"
+        "kdpipe train {params.options} --threads {threads} --log {log:q}"
 
 
 rule adopt_teacher:
@@ -140,7 +126,7 @@ rule sample_checkpoint:
         device=lambda w, input: CONFIG.device,
         data=subpath(input.data, parent=True),
         out=subpath(input.model, parent=True),
-        teacher=lambda w, input: taught_by(w.teacher),
+        teacher=lambda w, input: shlex.join(taught_by(w.teacher)),
         epoch=lambda w: epoch_of(w.point),
     message:
         "sample {wildcards.point} of {wildcards.teacher}"
