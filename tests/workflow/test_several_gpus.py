@@ -13,18 +13,20 @@ from tests.workflow.conftest import PROTOCOL
 pytestmark = pytest.mark.slow
 
 
-def test_the_rules_train_them_and_another_number_makes_nothing_again(project):
+@pytest.mark.parametrize("pack", [1, 3])
+def test_the_rules_train_them_and_another_number_makes_nothing_again(project, pack):
+    settings = ["device=cpu", f"pack={pack}"]
     protocol = project.root / "config" / "protocols" / "tiny.yaml"
     project.study(recipes=["standard"], methods=["kd"], curves=[{"method": "kd", "epochs": [1]}])
     protocol.write_text(yaml.safe_dump({**PROTOCOL, "gpus": 2}))
-    done = project.snakemake("--benchmark-extended", config=["device=cpu"])
+    done = project.snakemake("--benchmark-extended", config=settings)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_json(file) for file in project.root.glob("results/runs/*/provenance.json")]
     assert [record["processes"] for record in records] == [2] * 3
-    for file in project.root.glob("results/benchmarks/*"):
+    for file in project.root.glob("results/benchmarks/*" if pack == 1 else "results/benchmarks/pack-*"):
         with open(file) as rows:
             (job,) = csv.DictReader(rows, delimiter="\t")
         assert job["threads"] == "2"
     assert "Traceback" not in done.stderr
     protocol.write_text(yaml.safe_dump(PROTOCOL))
-    assert not project.planned(config=["device=cpu"])
+    assert not project.planned(config=settings)
