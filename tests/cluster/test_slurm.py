@@ -155,7 +155,7 @@ rule one:
     output:
         "out/{n}",
     resources:
-        mem_mb=50,
+        mem_mb=300,  # Snakemake's own process in the job takes 110
         runtime=5,
     shell:
         "echo {wildcards.n} >> started.txt && touch {output}"
