@@ -75,8 +75,9 @@ class Project:
 
 
 def run(command, env=None, cwd=ROOT):
-    """Run a command, its output kept."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+    """Run a command, its output kept; data are looked for where a project has them."""
+    here = {key: value for key, value in os.environ.items() if key != "KDPIPE_DATA"}
+    environment = {**here, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 

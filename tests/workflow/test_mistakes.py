@@ -16,6 +16,7 @@ from tests.workflow.conftest import STUDY
 def message_of(done):
     text = done.stdout + done.stderr
     assert "Traceback" not in text, text
+    assert "completed successfully" not in text, text  # what Snakemake says of a job that failed in a pipe
     return text
 
 

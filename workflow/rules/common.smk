@@ -25,8 +25,8 @@ from kdpipe.plan.packs import make_packs, marker, read_packs
 # SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-# jobs run the `kdpipe` of the environment that runs Snakemake
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+# a prefix takes the place of Snakemake's own, which this begins with; jobs run the `kdpipe` of this environment
+shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 try:
     CONFIG = check_config(config)
