@@ -82,7 +82,11 @@ class Kept:
         return not why
 
     def put_back(self) -> None:
-        """Put the kept results in their places, as new: Snakemake compares the times of files."""
+        """Put the kept results in their places, as new: Snakemake compares the times of files.
+
+        The state that a kill at the very end left behind goes: nothing needs it any more.
+        """
+        shutil.rmtree(self.paths.state, ignore_errors=True)
         for file in self.results:
             _link(self.paths.finished / file.name, file)
             os.utime(file)
