@@ -58,14 +58,19 @@ def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
         folder: whether the temporary is a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        _remove_unless_locked(left)
+    sweep(path)
     temporary, handle = _locked(path, tempfile.mkdtemp if folder else tempfile.mkstemp)
     try:
         yield temporary
     finally:
         _remove(temporary)
         os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left beside `path`, which nothing locks any more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove_unless_locked(left)
 
 
 def _locked(path: Path, make: Callable[..., Any]) -> tuple[Path, int]:

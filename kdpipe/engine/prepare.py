@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kdpipe.api import DatasetSpec, ImageFiles, Split
 from kdpipe.core.errors import ConfigError, DataError, KdpipeError
-from kdpipe.core.files import beside, read_json, sha256, write_error, write_json
+from kdpipe.core.files import beside, read_json, sha256, sweep, write_error, write_json
 from kdpipe.core.specs import DataSpec
 
 REFERENCE = "test_reference.npy"  # in the source folder: what people say of the test images, say
@@ -81,6 +81,7 @@ def prepare(spec: DatasetSpec, source: Path | None, out: Path) -> None:
         ResultsError: `out` cannot be written.
     """
     if _whole(spec, out):
+        sweep(out)
         print(f"{spec.name} is prepared already; its checksums are right", file=sys.stderr)
         return
     splits = spec.read(source)

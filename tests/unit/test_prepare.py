@@ -130,7 +130,10 @@ def test_pixel_hash_is_in_the_order_of_image_files(monkeypatch: pytest.MonkeyPat
 
 def test_a_whole_folder_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    left = folder.with_name(f".{folder.name}.0123abcd.tmp")  # by a kill
+    left.mkdir()
     prepare(replace(SPEC, read=lambda folder: pytest.fail("read again")), None, folder)
+    assert not left.exists()
     assert {file.name: file.stat().st_ino for file in folder.iterdir()} == before
     assert "prepared already" in capsys.readouterr().err
 
