@@ -350,9 +350,8 @@ def train(
 
     planned, paths = Run.model_validate_json(run), RunPaths(out)
     kept = _kept(run, out, data, teacher, part, start)
-    if kept.usable():
+    if kept.restored():
         _write_spec(planned, paths)
-        kept.put_back()
         return
     if finished_only:
         with _logged([log] if log else []):
@@ -387,6 +386,7 @@ def train(
                 start,
                 60 * save_minutes,
                 processes,
+                kept.restored if processes.first else lambda: False,
             ).train()
 
 

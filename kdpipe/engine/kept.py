@@ -81,6 +81,12 @@ class Kept:
             print(f"{self.run.label}: its kept results are not used: {why}", file=sys.stderr)
         return not why
 
+    def restored(self) -> bool:
+        """Put the kept results back if they are usable; whether they were."""
+        if usable := self.usable():
+            self.put_back()
+        return usable
+
     def put_back(self) -> None:
         """Put the kept results in their places, as new: Snakemake compares the times of files.
 

@@ -67,11 +67,8 @@ class StateStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def lock(self, wait: float = 60.0) -> Iterator[bool]:
+    def lock(self, wait: float = 60.0) -> Iterator[None]:
         """Hold the run against a second process (a dying predecessor gets `wait` seconds).
-
-        Yields:
-            Whether another process held it first.
 
         Raises:
             ResultsError: another process is still training this run.
@@ -83,13 +80,12 @@ class StateStore:
         except OSError as error:
             raise write_error(path, error) from error
         with file:
-            waited, end = False, time.monotonic() + wait
+            end = time.monotonic() + wait
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    waited = True
                     if time.monotonic() > end:
                         file.seek(0)
                         raise ResultsError(
@@ -101,7 +97,7 @@ class StateStore:
             with suppress(OSError):  # only a second process would ask who holds it
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}".encode())
-            yield waited
+            yield
 
     @property
     def _slots(self) -> tuple[Path, Path]:

@@ -74,6 +74,7 @@ class Trainer:
         gradients: every so many epochs, compare the gradients of the loss terms (0 is never). This changes
             no number of the training.
         processes: which share the networks' passes; the first alone writes and has observers.
+        finished: whether another process has finished the run by now; asked once this one holds its lock.
     """
 
     run: Run
@@ -90,6 +91,7 @@ class Trainer:
     start: Path | None = None
     save_every: float = 600.0
     processes: Processes = ALONE
+    finished: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -189,10 +191,9 @@ class Trainer:
             Interrupted: a stop was asked for; the state is saved.
         """
         store = StateStore(self.paths.state, self.run.id)
-        with store.lock() if self.processes.first else nullcontext(False) as waited:
-            finished = self.paths.status.is_file() and not self.paths.state.exists()
-            if self.processes.any(waited and until is None and finished):
-                return  # the process that held the lock has finished the run
+        with store.lock() if self.processes.first else nullcontext():
+            if self.processes.any(until is None and self.finished()):
+                return
             epochs = self.run.spec.protocol.epochs
             epoch, step = self._restore(store.load())
             self._tell(lambda o: o.started(epoch))

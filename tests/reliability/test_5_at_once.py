@@ -81,7 +81,8 @@ def test_a_clock_that_jumps(lab, outcome, tmp_path):
             scatter(paths.root, outcome.rng)
             lab.made(lab.train(name, paths.root), clock=shift)
             same(paths, lab.results.run(name))
-            lab.made(["evaluate", "--run", paths.root], clock=-shift)
+            if lab.plan.runs[name].run.kind != "part":  # which is measured by the student it serves
+                lab.made(["evaluate", "--run", paths.root], clock=-shift)
 
 
 def scatter(folder, rng) -> None:
