@@ -143,7 +143,10 @@ def read_json(path: Path) -> Any:
         text = Path(path).read_text(encoding="utf-8")
         body, end = text[:-34], text[-34:]
         if not re.fullmatch(SEALED, end):
-            return json.loads(text)
+            value = json.loads(text)
+            if isinstance(value, dict) and "sealed" in value:
+                raise ValueError("its end has changed since it was written")
+            return value
         if end != _seal(body):
             raise ValueError("it has changed since it was written")
         return json.loads(f"{body}\n}}")

@@ -424,7 +424,7 @@ def _find(kind: str, name: str, folder: Path, where: str | None = None) -> Path:
         return file
     if not folder.is_dir():
         raise DataError(f"the folder of {kind} files is not there", where=str(folder))
-    raise UnknownNameError.of(kind, name, (f.stem for f in folder.glob("*.yaml")), where=where)
+    raise UnknownNameError.of(kind, name, (f.stem for f in folder.glob("*.yaml")), where=where or str(folder))
 
 
 class _Loader(yaml.SafeLoader):

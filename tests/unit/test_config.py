@@ -120,8 +120,9 @@ def test_a_number_without_a_dot_is_a_number(tmp_path):
 
 
 def test_an_unknown_study_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'digits_demo'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'digits_demo'") as caught:
         read_study("digit_demo", CONFIG)
+    assert str(CONFIG / "studies") in str(caught.value)
 
 
 def test_value_and_source_are_taken_apart():

@@ -68,9 +68,9 @@ def test_json_comes_back_and_a_changed_byte_is_found(tmp_path, value):
     write_json(path, value)
     assert read_json(path) == json.loads(json.dumps(value))
     content = path.read_bytes()
-    for place in range(len(content) if value and isinstance(value, dict) else 0):
-        changed = bytearray(content)
-        changed[place] ^= 1
+    places = range(len(content) if value and isinstance(value, dict) else 0)
+    flipped = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in places]
+    for changed in (*flipped, *(content[:place] for place in places)):
         path.write_bytes(changed)
         try:
             assert read_json(path) == json.loads(json.dumps(value))
