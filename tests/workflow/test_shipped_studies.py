@@ -22,7 +22,7 @@ STUDIES = {  # each with the figures that it must leave
 def test_one_study_of_each_kind_at_smoke(project):
     shutil.rmtree(project.root / "config")
     shutil.copytree(ROOT / "config", project.root / "config")
-    config = ["scale=smoke", f"studies=[{','.join(STUDIES)}]"]
+    config = ["scale=smoke", "pack=8", f"studies=[{','.join(STUDIES)}]"]
     done = project.snakemake(config=config)
     assert done.returncode == 0, done.stdout + done.stderr
     for study, figures in STUDIES.items():
