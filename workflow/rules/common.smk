@@ -1,5 +1,6 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
+import gc
 import inspect
 import os
 import shlex
@@ -21,6 +22,9 @@ from kdpipe.plan.imported import store_of
 from kdpipe.plan.jobs import Jobs
 from kdpipe.plan.load import load_plan, study_digest
 from kdpipe.plan.packs import make_packs, marker, read_packs
+
+# jobs are many small objects that stay: looking through them for rubbish again and again is a tenth of a dry run
+gc.set_threshold(500_000, 50, 100)
 
 # SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
