@@ -27,6 +27,8 @@ def eventually(check, what, seconds=240):
 def test_a_killed_workflow_has_its_last_news_sent(project):
     project.study(methods=["kd"], curves=[], scale="own", scales={"own": {"epochs": 200}})
     uri = f"sqlite:///{project.root}/elsewhere.db"
+    client = MlflowClient(uri)
+    client.search_experiments()  # makes the store's tables, as two at once must not
     command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--directory", project.root]
     command += ["--workflow-profile", ROOT / "workflow/profiles/local", "--cores", "1"]
     with open(project.root / "snakemake.log", "w") as log:
@@ -48,7 +50,6 @@ def test_a_killed_workflow_has_its_last_news_sent(project):
     finally:
         os.killpg(workflow.pid, signal.SIGKILL)  # Snakemake and its jobs; who follows them lives apart
         workflow.wait()
-    client = MlflowClient(uri)
 
     def told():
         experiments = [
