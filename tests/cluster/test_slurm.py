@@ -95,7 +95,9 @@ def tables(project):
 
 def states(cluster):
     """Job -> the states that the accounting has, one for each time that it ran."""
-    listed = cluster("sacct", "-nX", "--parsable2", "--duplicates", "--format=JobIDRaw,State")
+    listed = cluster(
+        "sacct", "-nX", "--starttime=now-1day", "--parsable2", "--duplicates", "--format=JobIDRaw,State"
+    )
     found = {}
     for line in listed.splitlines():
         job, state = line.split("|")
