@@ -13,7 +13,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -361,11 +360,3 @@ def one_message(text: str, *words: str) -> None:
 
 def write_yaml(path: Path, value: Any) -> None:
     path.write_text(yaml.safe_dump(value))
-
-
-def eventually(check, seconds: float = 60) -> None:
-    """Wait until `check()` holds."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 from kdpipe.core.paths import RunPaths
-from tests.reliability.conftest import cases, eventually, one_message, same
+from tests.reliability.conftest import cases, one_message, same
+from tests.workflow.conftest import eventually
 
 pytestmark = pytest.mark.slow
 

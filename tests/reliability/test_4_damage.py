@@ -20,7 +20,8 @@ from kdpipe.engine.weights import read_weights
 from kdpipe.evaluation.evaluate import evaluate
 from kdpipe.plan.load import read_plan
 from kdpipe.tracking import journal
-from tests.reliability.conftest import cases, eventually, one_message, same
+from tests.reliability.conftest import cases, one_message, same
+from tests.workflow.conftest import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import pytest
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.config import Config
 from kdpipe.plan.resolve import resolve
-from tests.reliability.conftest import ROOT, STUDY, cases, eventually, same, write_yaml
-from tests.workflow.conftest import make_project
+from tests.reliability.conftest import ROOT, STUDY, cases, same, write_yaml
+from tests.workflow.conftest import eventually, make_project
 
 pytestmark = pytest.mark.slow
 YEAR = 365 * 24 * 3600

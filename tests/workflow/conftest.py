@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def run(command, env=None, cwd=ROOT):
     here = {key: value for key, value in os.environ.items() if key != "KDPIPE_DATA"}
     environment = {**here, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def eventually(check, seconds=60):
+    """What a check gives once that is true; fails when it has not become so."""
+    end = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.01)
+    return found
 
 
 def jobs(text):

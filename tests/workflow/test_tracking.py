@@ -6,22 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.workflow.conftest import ROOT
+from tests.workflow.conftest import ROOT, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def eventually(check, what, seconds=240):
-    end = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-    return found
 
 
 def test_a_killed_workflow_has_its_last_news_sent(project):
@@ -46,7 +37,7 @@ def test_a_killed_workflow_has_its_last_news_sent(project):
         return [file for file in runs.glob("*/journal.jsonl") if '"metrics"' in file.read_text()]
 
     try:
-        (journal,) = eventually(trained, "no training has told anything")
+        (journal,) = eventually(trained, 240)
     finally:
         os.killpg(workflow.pid, signal.SIGKILL)  # Snakemake and its jobs; who follows them lives apart
         workflow.wait()
@@ -61,7 +52,7 @@ def test_a_killed_workflow_has_its_last_news_sent(project):
             else []
         )
 
-    (run,) = eventually(told, "the last news was not sent")
+    (run,) = eventually(told, 240)
     assert run.info.run_name == journal.parent.name
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == list(range(1, journal.read_text().count('"loss"') + 1))
