@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ import yaml
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.engine.weights import read_weights
 from kdpipe.plan.load import load_plan
-from tests.workflow.conftest import ROOT, Project, make_project
+from tests.workflow.conftest import ROOT, Project, eventually, make_project
 
 LONG = os.environ.get("KDPIPE_DRILLS") == "long"
 SEED = int(os.environ.get("KDPIPE_DRILL_SEED") or random.SystemRandom().randrange(10**6))
@@ -277,6 +278,19 @@ class Lab:
     def call(self, argv: list[str], **how: Any) -> Done:
         """Run a kdpipe command in the project."""
         return self.driver.call(argv, self.root, **how)
+
+    def paused(self, argv: list[str], states: int = 1) -> int:
+        """A training that has saved so many states and goes no further; its process id."""
+        pid = self.driver.start(argv, self.root, pause=states)
+        stat = Path(f"/proc/{pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] in "TZ")
+        return pid
+
+    def killed(self, argv: list[str], states: int = 1) -> None:
+        """Start a training and kill it once it has saved so many states."""
+        pid = self.paused(argv, states)
+        os.kill(pid, signal.SIGKILL)
+        assert self.driver.wait(pid).code == -9
 
     def made(self, argv: list[str], **how: Any) -> Done:
         """Run a command that has to succeed."""

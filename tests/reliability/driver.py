@@ -6,6 +6,7 @@ process itself computes nothing, so that no thread but its own is lost in a fork
 It reads one JSON object per line and answers each with one:
     {"start": argv, "cwd": folder, "log": file} -> {"pid": n}
         and, if wanted, "trap": {...}, "limit": bytes of a file, "memory": bytes, "clock": seconds to shift by
+        and "pause": states after which it stops itself
     {"wait": pid, "kill_after": seconds} -> {"code": n, "seconds": s, "killed": bool}; minus n is a signal
 """
 
@@ -56,6 +57,21 @@ def trap(nth: int, when: str, calls: str | None = None) -> None:
         setattr(module, name, wrapped(name, getattr(module, name)))
 
 
+def pause(after: int) -> None:
+    """Stop this process (SIGSTOP) once it has saved so many states, however fast it is."""
+    left, replace = after, os.replace
+
+    def call(source, target):
+        nonlocal left
+        replace(source, target)
+        left -= str(target).endswith(".state")
+        if not left:
+            os.replace = replace
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    os.replace = call
+
+
 def child(job) -> None:
     """Be the command: never returns."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -74,6 +90,8 @@ def child(job) -> None:
         time.time_ns = lambda: real_ns() + int(shift * 1e9)
     if job.get("trap"):
         trap(**job["trap"])
+    if job.get("pause"):
+        pause(job["pause"])
     sys.argv = ["kdpipe", *job["start"]]
     code = 1
     try:

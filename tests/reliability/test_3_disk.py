@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 
 import pytest
 
 from kdpipe.core.paths import RunPaths
 from tests.reliability.conftest import cases, one_message, same
-from tests.workflow.conftest import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -155,10 +153,7 @@ def test_moved_and_continued(lab, outcome, tmp_path):
         with outcome.case(kind):
             paths = before.results.run(name)
             shutil.rmtree(paths.root)
-            pid = lab.driver.start(lab.train(name), before.root)
-            eventually(lambda paths=paths: any(paths.state.glob("*.state")))
-            os.kill(pid, signal.SIGKILL)
-            assert lab.driver.wait(pid).code == -9
+            before.killed(lab.train(name))
             (tmp_path / "old").rename(tmp_path / "new")
             lab.driver.call(lab.train(name), tmp_path / "new")
             (tmp_path / "new").rename(tmp_path / "old")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from kdpipe.evaluation.evaluate import evaluate
 from kdpipe.plan.load import read_plan
 from kdpipe.tracking import journal
 from tests.reliability.conftest import cases, one_message, same
-from tests.workflow.conftest import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -110,10 +107,7 @@ def interrupted(lab, name, root):
     """A run killed once it has two states, and its folder."""
     shutil.rmtree(root, ignore_errors=True)
     paths = RunPaths(root)
-    pid = lab.driver.start(lab.train(name, root), lab.root)
-    eventually(lambda: len([*paths.state.glob("*.state")]) == 2)
-    os.kill(pid, signal.SIGKILL)
-    assert lab.driver.wait(pid).code == -9
+    lab.killed(lab.train(name, root), states=2)
     return paths
 
 

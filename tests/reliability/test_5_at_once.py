@@ -45,8 +45,7 @@ def test_a_training_takes_over_from_one_that_dies(lab, outcome, tmp_path):
         name = lab.kinds[kind]
         paths = RunPaths(tmp_path / kind)
         with outcome.case(kind):
-            first = lab.driver.start(lab.train(name, paths.root), lab.root)
-            eventually(lambda paths=paths: any(paths.state.glob("*.state")))
+            first = lab.paused(lab.train(name, paths.root))
             second = lab.driver.start(lab.train(name, paths.root), lab.root)
             time.sleep(0.2)
             os.kill(first, signal.SIGKILL)
@@ -74,10 +73,7 @@ def test_a_clock_that_jumps(lab, outcome, tmp_path):
         shift = outcome.rng.choice((-1, 1)) * outcome.rng.uniform(0, 10 * YEAR)
         paths = RunPaths(tmp_path / f"{number}")
         with outcome.case(f"{name}, by {shift:.0f} s"):
-            pid = lab.driver.start(lab.train(name, paths.root), lab.root)
-            eventually(lambda paths=paths: any(paths.state.glob("*.state")))
-            os.kill(pid, signal.SIGKILL)
-            assert lab.driver.wait(pid).code == -9
+            lab.killed(lab.train(name, paths.root))
             scatter(paths.root, outcome.rng)
             lab.made(lab.train(name, paths.root), clock=shift)
             same(paths, lab.results.run(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two studies, one of them twice
@@ -12,8 +14,8 @@ PACK = "pack=3"
 
 def run_called(project, name):
     """The folder of a run, by its label."""
-    planned = project.kdpipe("plan", "--runs").stdout.split()
-    (folder,) = (word for word in planned if word.rpartition("-")[0].endswith(name))
+    planned = json.loads(project.kdpipe("plan", "--json").stdout)["runs"]
+    (folder,) = (run for run in planned if run.rpartition("-")[0].endswith(name))
     return project.root / "results" / "runs" / folder
 
 
