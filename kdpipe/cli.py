@@ -337,8 +337,11 @@ def train(
     save_minutes: Annotated[
         float, typer.Option(min=0, help="save the state within an epoch that takes longer than this")
     ] = 10.0,
+    compared: Annotated[
+        Path | None, typer.Option(help="folder of the teacher that the trained network is compared with")
+    ] = None,
 ) -> None:
-    """Train a teacher, a part of one, or a student, from its saved state if there is one.
+    """Train a teacher, a part of one, or a student, from its saved state if there is one; then measure it.
 
     A run whose protocol asks for several GPUs is trained by as many processes, which this one starts.
 
@@ -352,6 +355,7 @@ def train(
     kept = _kept(run, out, data, teacher, part, start)
     if kept.restored():
         _write_spec(planned, paths)
+        _measure(planned, paths, compared)
         return
     if finished_only:
         with _logged([log] if log else []):
@@ -388,6 +392,8 @@ def train(
                 processes,
                 kept.restored if processes.first else lambda: False,
             ).train()
+            if processes.first:
+                _measure(planned, paths, compared)
 
 
 @app.command()
@@ -487,6 +493,7 @@ def adopt(
 
     planned = Run.model_validate_json(run)
     _adopt(planned, RunPaths(out), load(data), weights, _machine(device, threads))
+    _measure(planned, RunPaths(out), None)
 
 
 @app.command()
@@ -501,7 +508,7 @@ def sample(
 ) -> None:
     """Make a teacher's weights at an epoch an artifact that students can name."""
     from kdpipe.core.paths import RunPaths
-    from kdpipe.core.specs import Run
+    from kdpipe.core.specs import Run, point
     from kdpipe.engine.observe import Lines
     from kdpipe.engine.prepare import load
     from kdpipe.engine.sample import sample as sample_checkpoint
@@ -524,6 +531,8 @@ def sample(
             precision,
             processes,
         )
+        if processes.first:
+            _measure(planned, RunPaths(out).sampled(point(number, precision)), None)
 
 
 @app.command()
@@ -535,8 +544,11 @@ def choose(
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Choice
     from kdpipe.evaluation.choose import choose as choose_checkpoint
+    from kdpipe.evaluation.evaluate import measure
 
-    chosen = choose_checkpoint(RunPaths(run), Choice.model_validate_json(choice))
+    asked = Choice.model_validate_json(choice)
+    chosen = choose_checkpoint(RunPaths(run), asked)
+    measure(RunPaths(run).sampled(asked.name))
     print(f"{chosen['rule']}: epoch {chosen['epoch']}")
 
 
@@ -559,14 +571,39 @@ def features(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="folder of the run or sampled checkpoint")],
-    teacher: Annotated[Path | None, typer.Option(help="folder of its teacher")] = None,
+    study: Annotated[str | None, typer.Argument(help="name of a study: all of its results")] = None,
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+    processes: Annotated[int, typer.Option(min=1, help="of a study: results measured at a time")] = 1,
+    run: Annotated[Path | None, typer.Option(help="folder of one run or sampled checkpoint")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="folder of that run's teacher")] = None,
 ) -> None:
-    """Compute every measure of a run from its stored predictions."""
+    """Compute every measure from stored predictions: of one run, or of a study where they are not up to date.
+
+    Example: kdpipe evaluate digits_demo
+    """
+    from kdpipe.core.errors import UnknownNameError
+    from kdpipe.core.files import write_json
     from kdpipe.core.paths import RunPaths
     from kdpipe.evaluation.evaluate import evaluate as evaluate_run
+    from kdpipe.evaluation.evaluate import measure_all
 
-    evaluate_run(RunPaths(run), RunPaths(teacher) if teacher else None)
+    if (study is None) == (run is None):
+        raise ConfigError("what is measured is one run or a study", fix="name a study, or --run FOLDER")
+    if run:
+        evaluate_run(RunPaths(run), RunPaths(teacher) if teacher else None)
+        return
+    override = override if plan_file else [*override, f"study={study}"]
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    if study not in resolved.studies:
+        raise UnknownNameError.of("study", str(study), resolved.studies)
+    wanted = resolved.to_measure(study)
+    there = [place for place in wanted if RunPaths(root.root / place).status.is_file()]
+    folders = {root.root / p: root.root / t if (t := wanted[p]) else None for p in there}
+    write_json(root.measures(study), dict(zip(there, measure_all(folders, processes), strict=True)))
+    print(f"{study}: {len(there)} of {len(wanted)} results are measured")
 
 
 @app.command()
@@ -759,6 +796,7 @@ def _order(plan: Plan, root: Results, name: str) -> dict[str, Any]:
         "keep": ",".join(keep),
         "start": start_of(planned.run, root),
         "gradients": planned.gradients,
+        "compared": root.root / place if (place := plan.teacher_place(name)) else None,
     }
 
 
@@ -815,6 +853,15 @@ def _place(order: dict[str, Any], *, placed: bool) -> None:
         kept.put_back()
     elif kept.usable():
         kept.withdraw()
+
+
+def _measure(run: Run, paths: RunPaths, teacher: Path | None) -> None:
+    """Measure what a job has made, unless that is a part of a teacher, which predicts nothing."""
+    from kdpipe.core.paths import RunPaths
+    from kdpipe.evaluation.evaluate import measure
+
+    if run.kind != "part":
+        measure(paths, RunPaths(teacher) if teacher else None)
 
 
 def _write_spec(run: Run | BenchRun, paths: RunPaths) -> None:

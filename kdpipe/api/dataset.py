@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +116,7 @@ class DatasetSpec(Dataset):
     beside: tuple[str, ...] = ()
     download: Callable[[Path], None] | None = None
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Name of its prepared folder: `<name>-<hash of name, revision and the files' layout>`."""
         return f"{self.name}-{digest({'name': self.name, 'revision': self.revision, 'layout': LAYOUT})}"

@@ -30,6 +30,11 @@ def digest(value: Any, length: int = ID_LENGTH) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def id_in(name: str) -> str:
+    """The id that the name of a run's folder ends with; to work it out again would take its whole spec."""
+    return name.rpartition("-")[2]
+
+
 def slug(text: str) -> str:
     """`text` reduced to what is safe and readable in a file name."""
     return re.sub(r"[^a-zA-Z0-9.]+", "_", text).strip("_.") or "x"

@@ -33,6 +33,8 @@ class Measure:
     of_training: bool = False
 
 
+REVISION = 1  # bump when a measure is added, or the same predictions give other values
+
 METRICS: dict[str, Measure] = {
     "top1": Measure("top-1", "%", "higher", 2, "test images whose likeliest class is the right one"),
     "top5": Measure("top-5", "%", "higher", 2, "test images whose class is among the five likeliest"),

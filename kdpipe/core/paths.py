@@ -159,6 +159,10 @@ class Results:
         """Folder of a study's tables and figures."""
         return self.root / "studies" / name
 
+    def measures(self, study: str) -> Path:
+        """What says that a study's results are measured: the place of each, and a hash of its sources."""
+        return self.study(study) / "measures.json"
+
     @property
     def packs(self) -> Path:
         """Folder of the packs: their runs, and a marker for each that was trained."""

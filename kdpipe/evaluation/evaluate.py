@@ -6,6 +6,7 @@ import csv
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.core.errors import CheckpointError
+from kdpipe.core import measures
+from kdpipe.core.errors import CheckpointError, ResultsError
 from kdpipe.core.files import read_json, sha256, write_json
+from kdpipe.core.ids import digest
 from kdpipe.core.paths import RunPaths
 from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
 
@@ -43,6 +46,38 @@ class Predictions:
         return bool(np.isfinite(self.logits).all())
 
 
+def measure(run: RunPaths, teacher: RunPaths | None = None) -> str:
+    """`evaluate` a run, unless its `metrics.json` has the measures of these predictions and features.
+
+    Args:
+        run: the run's folder.
+        teacher: the folder of its teacher.
+
+    Returns:
+        The hash of what the measures are computed from.
+
+    Raises:
+        CheckpointError, ResultsError: as `evaluate`.
+    """
+    sources = _sources(run, teacher)
+    try:
+        fresh = read_json(run.metrics).get("of") == sources
+    except ResultsError:  # missing, or damaged
+        fresh = False
+    if not fresh:
+        evaluate(run, teacher)
+    return sources
+
+
+def measure_all(wanted: Mapping[Path, Path | None], processes: int = 1) -> list[str]:
+    """`measure` each folder with the folder of its teacher, in so many processes; their hashes, in order."""
+    pairs = [(RunPaths(run), RunPaths(teacher) if teacher else None) for run, teacher in wanted.items()]
+    if processes == 1 or len(pairs) < 2:
+        return [measure(*pair) for pair in pairs]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(measure, *zip(*pairs, strict=True), chunksize=16))
+
+
 def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
     """Compute every measure of a run (or sampled checkpoint) and write its `metrics.json`.
 
@@ -59,8 +94,9 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         What was written: `status`, `epoch`, `time` (ms since 1970), `split`, `values` by name of measure
         (`kdpipe.core.measures.METRICS`), and, for a finished run, `samples`, `temperature_from`
         (`val` or `test halves`) and `best_test_epoch` (None without a test accuracy per epoch). `model` has
-        the network's parameters, multiply-adds and fingerprint where the run's provenance states them, and
-        `teacher_epoch` is there where the teacher is a sampled checkpoint.
+        the network's parameters, multiply-adds and fingerprint where the run's provenance states them,
+        `teacher_epoch` is there where the teacher is a sampled checkpoint, and `of` is the hash of what the
+        measures are computed from.
 
     Raises:
         CheckpointError: predictions are missing, or they or the features are damaged or of other images than
@@ -72,6 +108,7 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         "status": status["status"],
         "epoch": status["epoch"],
         "time": time.time_ns() // 1_000_000,
+        "of": _sources(run, teacher),
         "split": "test",
         "values": {},
     }
@@ -90,6 +127,16 @@ def evaluate(run: RunPaths, teacher: RunPaths | None = None) -> dict[str, Any]:
         found["values"] |= _cost(record)
     write_json(run.metrics, found)
     return found
+
+
+def _sources(run: RunPaths, teacher: RunPaths | None) -> str:
+    """Hash of what a run's measures are computed from; its provenance stands for its predictions."""
+    folders = [run, *([teacher] if teacher else [])]
+    files = [
+        (p.status, p.provenance if p.provenance.is_file() else p.predictions, p.features) for p in folders
+    ]
+    hashes = [[sha256(file) if file.is_file() else None for file in group] for group in files]
+    return digest([measures.REVISION, hashes])
 
 
 def load_auxiliary(path: Path) -> Predictions | None:

@@ -76,7 +76,7 @@ def read_plan(path: Path) -> Plan:
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write a plan file; beyond the newest `PLANS_KEPT`, those older than `PLAN_AGE` are dropped."""
-    write_json(path, plan.to_json())
+    write_json(path, plan.to_json(), compact=True)
     ages = sorted((time.time() - p.stat().st_mtime, p) for p in path.parent.glob("*.json"))
     for age, stale in ages[PLANS_KEPT:]:
         if age > PLAN_AGE:

@@ -236,10 +236,6 @@ class PlannedStudy:
         """Names of the runs that fill its cells, without repeats."""
         return list(dict.fromkeys(c.run for c in self.cells if c.run))
 
-    def places(self) -> list[str]:
-        """Where the results of its cells lie within the results folder, without repeats."""
-        return list(dict.fromkeys(c.place for c in self.cells if c.place))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -291,6 +287,15 @@ class Plan:
             for c in ref.checkpoints
         ]
         return [*stamps, *([weights(place(planned.part))] if planned.part else [])]
+
+    def to_measure(self, study: str) -> dict[str, str | None]:
+        """The places of a study's results -> that of the teacher which each is compared with, if any."""
+        found: dict[str, str | None] = {}
+        for cell in self.studies[study].cells:
+            if cell.run and cell.place:
+                own = cell.place == place(cell.run)
+                found[cell.place] = self.teacher_place(cell.run) if own else None
+        return found
 
     @property
     def data(self) -> list[str]:

@@ -6,18 +6,20 @@ This is the one part of the plan that asks the plug-ins (and so imports torch, t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kdpipe.api.dataset import DatasetSpec
 from kdpipe.api.model import ModelSpec
 from kdpipe.api.settings import Settings, later_settings, scaled
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
+from kdpipe.core.ids import id_in
 from kdpipe.core.measures import METRICS
 from kdpipe.core.specs import IMPORTED, Choice, DataSpec, Part, Protocol, Run, RunSpec, Start, TeacherRef
 from kdpipe.engine.augment import Pipeline
@@ -43,6 +45,7 @@ from kdpipe.plan.study import Chain, Entry, Pair, Protocols, Scale, Study
 from kdpipe.plan.work import forward_of, work_of
 
 NONE: Mapping[str, Any] = {}
+T = TypeVar("T")
 
 
 def resolve(config: Config) -> Plan:
@@ -70,6 +73,21 @@ class _Resolved:
     sources: dict[str, str]
     later: dict[str, Any]
     instance: Any
+
+
+def _once(ask: Callable[..., T]) -> Callable[..., T]:
+    """Ask a method of the resolver once for a data set and these arguments: seeds change nothing of it."""
+
+    @wraps(ask)
+    def asked(self: _StudyResolver, *given: Any) -> T:
+        plain = [value.model_dump_json() if isinstance(value, BaseModel) else value for value in given]
+        key = (ask.__name__, id(self.site), *plain)
+        if key not in self.known:
+            self.known[key] = ask(self, *given)
+        known: T = self.known[key]
+        return known
+
+    return asked
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,7 @@ class _StudyResolver:
     folder: Path
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.where = f"{self.folder}/studies/{self.name}.yaml"
@@ -415,8 +434,7 @@ class _StudyResolver:
                 fix=f"{command} prints its entry",
             )
         run = imported_run(self.dataset, self.models[pair.teacher], sha256, self.data.test_samples)
-        self._plan(run, None, None)
-        return run.name
+        return self._plan(run, None, None)
 
     def _teacher(self, pair: Pair, recipe: Entry, seed: int) -> str:
         if recipe.name == IMPORTED:
@@ -452,7 +470,7 @@ class _StudyResolver:
         change: Mapping[str, Any] = NONE,
     ) -> str:
         """A teacher's run, after the teacher (or the checkpoint of it) that it learns from itself, if any."""
-        ref = TeacherRef(run=self.runs[before].run.id, choice=choice) if before else None
+        ref = TeacherRef(run=id_in(before), choice=choice) if before else None
         spec = self._spec(model, seed, recipe=objective.part, teacher=ref, start=start, change=change)
         name = objective.part.name
         nth = f"_g{generation}" if generation else ""
@@ -477,7 +495,7 @@ class _StudyResolver:
         if teacher:
             ref = self._reference(objective, teacher, epoch, choice)
             part = self._part(objective, pair, teacher, ref, recipe_name)
-            ref = ref.model_copy(update={"part": self.runs[part].run.id}) if part else ref
+            ref = ref.model_copy(update={"part": id_in(part)}) if part else ref
         spec = self._spec(pair.student, seed, method=objective.part, teacher=ref, change=method.protocol)
         label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
         if teacher:
@@ -498,7 +516,7 @@ class _StudyResolver:
         folds = 0 if epoch or anchors or run.imported else self._folds(run)
         precision = self.precision if epoch or anchors else "float32"
         return TeacherRef(
-            run=run.id, epoch=epoch, anchors=anchors, folds=folds, choice=choice, precision=precision
+            run=id_in(teacher), epoch=epoch, anchors=anchors, folds=folds, choice=choice, precision=precision
         )
 
     def _folds(self, run: Run) -> int:
@@ -584,14 +602,13 @@ class _StudyResolver:
             later=objective.later,
             gpus=gpus,
         )
-        self._plan(run, objective.instance, teacher, part)
-        return run.name
+        return self._plan(run, objective.instance, teacher, part)
 
-    def _plan(self, run: Run, objective: Any, teacher: str | None, part: str | None = None) -> None:
-        """Note that a run is wanted, unless it is already."""
+    def _plan(self, run: Run, objective: Any, teacher: str | None, part: str | None = None) -> str:
+        """Note that a run is wanted, unless it is already; its name."""
         name = run.name
         if name in self.runs:
-            return
+            return name
         taught_by = self.runs[teacher].run.spec.model.name if teacher else None
         self.runs[name] = PlannedRun(
             run,
@@ -602,6 +619,7 @@ class _StudyResolver:
             parameters=0 if run.kind == "part" else self._parameters(run),
             work=work_of(run.spec, self.dataset, objective, taught_by),
         )
+        return name
 
     def _spec(
         self,
@@ -625,6 +643,7 @@ class _StudyResolver:
             start=start,
         )
 
+    @_once
     def _objective(self, kind: str, entry: Entry, pair: Pair, recipe: str) -> _Resolved:
         """Its settings: default < published < study < pair < entry < scale < command line."""
         plugin = registry.REGISTRIES[kind].get(entry.name)
@@ -672,6 +691,7 @@ class _StudyResolver:
         }
         return shorter, {**sources, **told}
 
+    @_once
     def _skip(self, method: Entry, pair: Pair, recipe: Entry) -> str | None:
         """Why a method cannot distil a pair: its own reason, or a tap that a network lacks."""
         objective = self._objective("method", method, pair, recipe.name).instance
@@ -709,6 +729,7 @@ class _StudyResolver:
             raise error.at(f"{self.folder}/protocols/{name}.yaml") from None
         return file
 
+    @_once
     def _protocol(self, model: str, kind: str) -> Protocol:
         spec: ModelSpec = self.models[model]
         return self.site.protocols[kind].at(self.scale, spec.light)
@@ -774,14 +795,15 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_setting_names(settings: Mapping[str, Any], where: str) -> None:
-    recipes, benches = registry.recipes.names(), registry.benches.names()
     for name in settings:
-        if name in recipes or name in benches:
+        if name in registry.recipes.names():
             continue
         try:
             registry.methods.get(name, where=where)
         except UnknownNameError:
-            known = [*recipes, *registry.methods.names(), *benches]
+            if name in (benches := registry.benches.names()):  # which import pandas
+                continue
+            known = [*registry.recipes.names(), *registry.methods.names(), *benches]
             raise UnknownNameError.of("recipe, method or bench", name, known, where=where) from None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdpipe.core.errors import ResultsError
 from kdpipe.core.files import read_json
+from kdpipe.core.ids import id_in
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedStudy
 
@@ -83,7 +84,7 @@ def collect(study: PlannedStudy, plan: Plan, results: Results) -> list[Measureme
     found: list[Measurement] = []
     for cell in study.cells:
         known = metrics(cell.place) if cell.place else None
-        run_id = cell.run.rpartition("-")[2] if cell.run else None  # `Run.id` hashes the whole spec
+        run_id = id_in(cell.run) if cell.run else None
         for metric in study.study.metrics:
             status, value = _status(cell, known, metric)
             found.append(

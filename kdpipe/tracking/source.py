@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdpipe.core.errors import UnknownNameError
 from kdpipe.core.files import read_json
-from kdpipe.core.ids import digest
+from kdpipe.core.ids import digest, id_in
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import Run, identity
 from kdpipe.tracking.journal import CURVES, Entry, read
@@ -305,7 +305,7 @@ def _planned(results: Results, plan: Plan, more: tuple[str, ...]) -> dict[str, S
 def _found(results: Results, more: tuple[str, ...]) -> dict[str, Source]:
     files = sorted(results.root.glob("runs/*/spec.json"))
     stored = {f.parent.name: data for f in files if "bench" not in (data := read_json(f))["spec"]}
-    by_id = {name.rpartition("-")[2]: name for name in stored}
+    by_id = {id_in(name): name for name in stored}
 
     def find(run_id: str) -> Run | None:
         return _stored_run(stored[by_id[run_id]]) if run_id in by_id else None

@@ -115,7 +115,7 @@ def test_curves_share_the_last_epoch_and_ask_for_checkpoints(config):
     assert len(extra) == 2 * 2 * 2 * 3  # epochs 60 and 120; 240 is the table's own student
     teachers = [p for p in curved.runs.values() if p.run.kind == "teacher"]
     assert {p.keep for p in teachers} == {(60, 120)}
-    places = curved.studies["a"].places()
+    places = curved.to_measure("a")
     assert sum("sampled/epoch-0060" in p for p in places) == 12
 
 
@@ -333,7 +333,7 @@ def test_a_study_keeps_epochs_of_its_teachers(config, keep, epochs):
     assert kept(plan) == {epochs}
     cells = [c for c in plan.studies["a"].cells if c.part == "kept"]
     assert {c.epoch for c in cells} == set(epochs)
-    places = set(plan.studies["a"].places())
+    places = set(plan.to_measure("a"))
     assert all(f"runs/{c.run}/sampled/epoch-{c.epoch:04d}" in places for c in cells)
     assert resolve(config(a={})).runs.keys() == plan.runs.keys()
 
@@ -394,7 +394,7 @@ def test_a_rule_is_part_of_the_students_spec(config):
         assert plan.teacher_place(student.run.name) == place
         assert plan.teacher_weights(student.run.name) == [f"{place}/model.safetensors"]
         assert plan.teacher_stamps(student.run.name) == [f"{place}/checkpoint.json"]
-        assert place in plan.studies["a"].places()
+        assert place in plan.to_measure("a")
     assert Plan.from_json(plan.to_json()) == plan
 
 

@@ -92,7 +92,7 @@ def test_one_changed_setting_moves_exactly_its_students(finished):
     dkd = "student_digits_resnet14_resnet8_dkd_standard_s0"
     drawn = [f"draw {figure} of tiny" for figure in ("learning_curves", "sampling")]
     rendered = ["render the report", "render tiny"]
-    assert listed == [f"distil {dkd}", *drawn, f"evaluate {dkd}", *rendered]
+    assert listed == [f"distil {dkd}", *drawn, "evaluate tiny", *rendered]
     assert finished.planned() == []  # changed back: everything is found again
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
+from kdpipe.core import measures
 from kdpipe.core.errors import KdpipeError
 from kdpipe.core.ids import canonical
 from kdpipe.core.paths import Results
@@ -86,16 +87,12 @@ wildcard_constraints:
     plot="|".join(sorted({plot for study in PLAN.studies.values() for plot in study.plots})) or "none",
 
 
-# Snakemake compares `params` between calls, except those of functions that read `input`. So the settings
-# that make the numbers are tracked (`spec`), and what only says how to make them is not (`input` is read).
-
-
-def spec(name):
-    return canonical(PLAN.runs[name].run.spec.model_dump(mode="json"))
+# Snakemake compares `params` between calls, except those of functions that read `input`. The settings that
+# make a run's numbers are in its name, by their hash; what only says how to make them reads `input`.
 
 
 def run_json(name):
-    return canonical(PLAN.runs[name].run.model_dump(mode="json"))
+    return PLAN.runs[name].run.model_dump_json()
 
 
 def gpus_of(name):
@@ -109,12 +106,17 @@ def threads_of(name):
     return CONFIG.threads * PLAN.runs[name].run.gpus
 
 
+def each(function, wildcard):
+    """What a function says of the run that a job's wildcard names; at once, where it says the same of all.
+
+    Asking a function takes time for each of thousands of jobs.
+    """
+    values = {function(name) for name in PLAN.runs}
+    return values.pop() if len(values) == 1 else lambda w: function(getattr(w, wildcard))
+
+
 def data_of(name):
     return f"{RESULTS}/data/{PLAN.runs[name].data}"
-
-
-def teacher_of(name):
-    return f"{RESULTS}/{PLAN.teacher_place(name)}"
 
 
 def training(name):
@@ -122,6 +124,7 @@ def training(name):
     planned, start = PLAN.runs[name], start_of(name)
     options = ["--run", run_json(name), "--out", f"{RESULTS}/runs/{name}", "--data", data_of(name)]
     options += ["--device", CONFIG.device, *taught_by(name)]
+    options += ["--compared", f"{RESULTS}/{compared}"] if (compared := PLAN.teacher_place(name)) else []
     options += ["--keep", kept_epochs(name)] if kept_epochs(name) else []
     options += ["--start", start] if start else []
     options += ["--gradients", str(planned.gradients)] if planned.gradients else []
@@ -140,6 +143,12 @@ def teacher_stamps(name):
     return [f"{RESULTS}/{file}" for file in PLAN.teacher_stamps(name)]
 
 
+def needs_of(name):
+    """What must exist before a run trains: its data, its teacher, and the weights that it starts from."""
+    start = start_of(name)
+    return [f"{data_of(name)}/meta.json", *teacher_stamps(name), *([start] if start else [])]
+
+
 def packed_in(name):
     """What says that a run's pack is done; of a finished run, what said so when its results were placed.
 
@@ -153,10 +162,7 @@ def packed_in(name):
 
 def needs_of_pack(wildcards):
     """What must exist before the runs of a pack train."""
-    runs = PACKS.members[wildcards.pack]
-    starts = [starting for name in runs if (starting := start_of(name))]
-    stamps = [stamp for name in runs for stamp in teacher_stamps(name)]
-    return list(dict.fromkeys([*(f"{data_of(name)}/meta.json" for name in runs), *stamps, *starts]))
+    return list(dict.fromkeys(file for name in PACKS.members[wildcards.pack] for file in needs_of(name)))
 
 
 def attempts():
@@ -197,13 +203,6 @@ def imported_weights(wildcards):
     return str(store_of(PLAN.runs[wildcards.imported].run, Results(Path(RESULTS))).model)
 
 
-def teacher_predictions(wildcards):
-    """The teacher's predictions, for agreement; nothing for a run without a teacher."""
-    if PLAN.runs[wildcards.run].teacher is None:
-        return []
-    return f"{teacher_of(wildcards.run)}/predictions.npz"
-
-
 def checkpoint_weights(wildcards):
     """The weights of a sampled checkpoint: its own where a rule chose it, else the kept ones."""
     run, name = f"{RESULTS}/runs/{wildcards.teacher}", wildcards.checkpoint
@@ -214,19 +213,20 @@ def checkpoint_weights(wildcards):
     )
 
 
-def features_of(run, checkpoint=None):
-    """The features that the measures of a run or sampled checkpoint need, and those of its teacher."""
-    if not PLAN.runs[run].features:
-        return []
-    places = [PLAN.place(run, checkpoint)]
-    if checkpoint is None and PLAN.runs[run].teacher is not None:
-        places.append(PLAN.teacher_place(run))
-    return [f"{RESULTS}/{place}/features.npz" for place in places]
+def results_of(wildcards):
+    """What says that each result of a study is there, and the features that its measures need."""
+    wanted = PLAN.to_measure(wildcards.study)
+    stamps = [
+        f"{RESULTS}/{place}/{'checkpoint' if '/sampled/' in place else 'status'}.json" for place in wanted
+    ]
+    seen = [place for place in wanted if PLAN.runs[place.split("/")[1]].features]
+    places = dict.fromkeys(p for place in seen for p in (place, wanted[place]) if p)
+    return [*stamps, *(f"{RESULTS}/{place}/features.npz" for place in places)]
 
 
 def measures_of(study):
-    """The metrics files that fill a study's cells."""
-    return [f"{RESULTS}/{place}/metrics.json" for place in PLAN.studies[study].places()]
+    """What says that a study's results are measured; nothing for one without trainings."""
+    return [f"{RESULTS}/studies/{study}/measures.json"] if PLAN.studies[study].cells else []
 
 
 def plot_records(study):

@@ -48,50 +48,25 @@ rule store_checkpoint_features:
         " --out {output:q} --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
 
-rule evaluate_run:
+rule evaluate_study:
     input:
-        predictions=f"{RESULTS}/runs/{{run}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{run}}/status.json",
-        history=f"{RESULTS}/runs/{{run}}/history.csv",
-        teacher=teacher_predictions,
-        features=lambda w: features_of(w.run),
+        results_of,
     output:
-        f"{RESULTS}/runs/{{run}}/metrics.json",
+        f"{RESULTS}/studies/{{study}}/measures.json",
     log:
-        f"{RESULTS}/logs/evaluate/{{run}}.log",
+        f"{RESULTS}/logs/evaluate/{{study}}.log",
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=2000,
-        runtime=10,
+        runtime=60,
     params:
-        run=subpath(output[0], parent=True),
-        teacher=lambda w, input: f"--teacher {teacher_of(w.run)}" if input.teacher else "",
+        revision=measures.REVISION,
+        plan=lambda w, input: PLAN_FILE,
+        results=lambda w, input: RESULTS,
     message:
-        "evaluate {wildcards.run}"
+        "evaluate {wildcards.study}"
     shell:
-        "kdpipe evaluate --run {params.run:q} {params.teacher} 2>&1 | tee {log:q}"
-
-
-rule evaluate_checkpoint:
-    input:
-        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/status.json",
-        features=lambda w: features_of(w.teacher, w.checkpoint),
-    output:
-        f"{RESULTS}/runs/{{teacher}}/sampled/{{checkpoint}}/metrics.json",
-    log:
-        f"{RESULTS}/logs/evaluate/{{teacher}}-{{checkpoint}}.log",
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    params:
-        run=subpath(output[0], parent=True),
-    message:
-        "evaluate {wildcards.checkpoint} of {wildcards.teacher}"
-    shell:
-        "kdpipe evaluate --run {params.run:q} 2>&1 | tee {log:q}"
+        "kdpipe evaluate {wildcards.study} --plan {params.plan:q} --results {params.results:q}"
+        " --processes {threads} 2>&1 | tee {log:q}"

@@ -1,15 +1,10 @@
 rule distil_student:
     input:
-        data=lambda w: f"{data_of(w.student)}/meta.json",
-        teacher=lambda w: teacher_stamps(w.student),
+        lambda w: needs_of(w.student),
         pack=ancient(lambda w: packed_in(w.student)),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
-        predictions=f"{RESULTS}/runs/{{student}}/predictions.npz",
-        history=f"{RESULTS}/runs/{{student}}/history.csv",
         status=f"{RESULTS}/runs/{{student}}/status.json",
-        spec=f"{RESULTS}/runs/{{student}}/spec.json",
-        provenance=f"{RESULTS}/runs/{{student}}/provenance.json",
     log:
         f"{RESULTS}/logs/train/{{student}}.log",
     benchmark:
@@ -18,17 +13,16 @@ rule distil_student:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: lambda w: 1 if PACKED else threads_of(w.student)
+    threads: 1 if PACKED else each(threads_of, "student")
     resources:
         **jobs(
             "distil_student",
-            gpu=0 if PACKED else lambda w: gpus_of(w.student),
+            gpu=0 if PACKED else each(gpus_of, "student"),
             mem_mb=4000,
             runtime=240,
             runs=lambda w: [w.student],
         ),
     params:
-        spec=lambda w: spec(w.student),
         options=lambda w, input: training(w.student),
     message:
         "distil {wildcards.student}"

@@ -1,16 +1,10 @@
 rule train_teacher:
     input:
-        data=lambda w: f"{data_of(w.teacher)}/meta.json",
-        teacher=lambda w: teacher_stamps(w.teacher),
+        lambda w: needs_of(w.teacher),
         pack=ancient(lambda w: packed_in(w.teacher)),
-        start=lambda w: start_of(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
-        predictions=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
-        history=f"{RESULTS}/runs/{{teacher}}/history.csv",
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
-        spec=f"{RESULTS}/runs/{{teacher}}/spec.json",
-        provenance=f"{RESULTS}/runs/{{teacher}}/provenance.json",
     log:
         f"{RESULTS}/logs/train/{{teacher}}.log",
     benchmark:
@@ -19,17 +13,16 @@ rule train_teacher:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: lambda w: 1 if PACKED else threads_of(w.teacher)
+    threads: 1 if PACKED else each(threads_of, "teacher")
     resources:
         **jobs(
             "train_teacher",
-            gpu=0 if PACKED else lambda w: gpus_of(w.teacher),
+            gpu=0 if PACKED else each(gpus_of, "teacher"),
             mem_mb=4000,
             runtime=240,
             runs=lambda w: [w.teacher],
         ),
     params:
-        spec=lambda w: spec(w.teacher),
         options=lambda w, input: training(w.teacher),
     message:
         "train {wildcards.teacher}"
@@ -39,15 +32,11 @@ rule train_teacher:
 
 rule train_part:
     input:
-        data=lambda w: f"{data_of(w.part)}/meta.json",
-        teacher=lambda w: teacher_stamps(w.part),
+        lambda w: needs_of(w.part),
         pack=ancient(lambda w: packed_in(w.part)),
     output:
         model=f"{RESULTS}/runs/{{part}}/model.safetensors",
-        history=f"{RESULTS}/runs/{{part}}/history.csv",
         status=f"{RESULTS}/runs/{{part}}/status.json",
-        spec=f"{RESULTS}/runs/{{part}}/spec.json",
-        provenance=f"{RESULTS}/runs/{{part}}/provenance.json",
     log:
         f"{RESULTS}/logs/train/{{part}}.log",
     benchmark:
@@ -56,17 +45,16 @@ rule train_part:
     localrule: PACKED
     conda:
         "../../environment.yml"
-    threads: lambda w: 1 if PACKED else threads_of(w.part)
+    threads: 1 if PACKED else each(threads_of, "part")
     resources:
         **jobs(
             "train_part",
-            gpu=0 if PACKED else lambda w: gpus_of(w.part),
+            gpu=0 if PACKED else each(gpus_of, "part"),
             mem_mb=4000,
             runtime=120,
             runs=lambda w: [w.part],
         ),
     params:
-        spec=lambda w: spec(w.part),
         options=lambda w, input: training(w.part),
     message:
         "train {wildcards.part}"
@@ -80,11 +68,7 @@ rule adopt_teacher:
         weights=imported_weights,
     output:
         model=f"{RESULTS}/runs/{{imported}}/model.safetensors",
-        predictions=f"{RESULTS}/runs/{{imported}}/predictions.npz",
-        history=f"{RESULTS}/runs/{{imported}}/history.csv",
         status=f"{RESULTS}/runs/{{imported}}/status.json",
-        spec=f"{RESULTS}/runs/{{imported}}/spec.json",
-        provenance=f"{RESULTS}/runs/{{imported}}/provenance.json",
     log:
         f"{RESULTS}/logs/adopt/{{imported}}.log",
     conda:
@@ -93,7 +77,6 @@ rule adopt_teacher:
     resources:
         **jobs("adopt_teacher", gpu=CONFIG.gpus, mem_mb=4000, runtime=60),
     params:
-        spec=lambda w: spec(w.imported),
         run=lambda w, input: run_json(w.imported),
         device=lambda w, input: CONFIG.device,
         data=subpath(input.data, parent=True),
@@ -111,16 +94,14 @@ rule sample_checkpoint:
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
     output:
-        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/checkpoint.json",
-        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/status.json",
+        f"{RESULTS}/runs/{{teacher}}/sampled/{{point}}/checkpoint.json",
     log:
         f"{RESULTS}/logs/sample/{{teacher}}-{{point}}.log",
     conda:
         "../../environment.yml"
-    threads: lambda w: threads_of(w.teacher)
+    threads: each(threads_of, "teacher")
     resources:
-        **jobs("sample_checkpoint", gpu=lambda w: gpus_of(w.teacher), mem_mb=4000, runtime=60),
+        **jobs("sample_checkpoint", gpu=each(gpus_of, "teacher"), mem_mb=4000, runtime=60),
     params:
         run=lambda w, input: run_json(w.teacher),
         device=lambda w, input: CONFIG.device,
@@ -138,13 +119,9 @@ rule sample_checkpoint:
 rule choose_checkpoint:
     input:
         checkpoints=candidates,
-        last=f"{RESULTS}/runs/{{teacher}}/predictions.npz",
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
     output:
-        model=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/model.safetensors",
-        checkpoint=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/checkpoint.json",
-        predictions=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/predictions.npz",
-        status=f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/status.json",
+        f"{RESULTS}/runs/{{teacher}}/sampled/{{choice}}/checkpoint.json",
     log:
         f"{RESULTS}/logs/choose/{{teacher}}-{{choice}}.log",
     conda:
