@@ -19,8 +19,11 @@ WAITS = {
     "aten::is_nonzero": "reads a number (`if tensor`)",
     "aten::equal": "reads a number",
 }
-KNOWN = {  # with what it is for
-    ("recipe", "cross_fitting"): "each fold's network sees its own samples only: a shape that values decide",
+DRAWN = "numbers of the host's generator, read on the host"
+KNOWN = {  # with the reason why a GPU does not wait
+    ("recipe", "mixup"): DRAWN,
+    ("recipe", "cutmix"): DRAWN,
+    ("recipe", "self_distillation"): "`one_hot` looks for wrong labels on a processor only",
 }
 
 
