@@ -5,18 +5,16 @@ methods, as many pairs and seeds as it takes. With `--finished` every file that 
 up too, and Snakemake records it as up to date; then there is nothing to do, and it is measured how soon a
 call knows that.
 
-    python -m benchmarks.orchestration --runs 10000 --finished
+    python -m benchmarks orchestration --runs 10000 --finished
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,28 +122,3 @@ def _nothing_to_do(root: Path) -> Took:
     if "Nothing to be done" not in took.output:
         raise RuntimeError(f"a finished study still has jobs:\n{took.output[-2000:]}")
     return took
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, nargs="+", default=[10_000])
-    parser.add_argument("--finished", action="store_true", help="also a study that has all its files")
-    parser.add_argument("--profiles", nargs="*", default=PROFILES, choices=PROFILES)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    asked = parser.parse_args()
-    figures = []
-    for runs in asked.runs:
-        for figure in measure(runs, finished=asked.finished, profiles=tuple(asked.profiles)):
-            figures.append(figure)
-            print(
-                f"{figure.name:<48}{figure.value:>9.1f} s{figure.ratio or 0:>8.1f} x import torch", flush=True
-            )
-    if asked.out:
-        asked.out.write_text(json.dumps([asdict(figure) for figure in figures], indent=1))
-
-
-if __name__ == "__main__":
-    main()
