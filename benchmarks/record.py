@@ -115,13 +115,15 @@ def page(record: Record) -> str:
         "",
         f"{where}; {about['threads']} threads, load average {about['load'][0]} to {about['load'][1]}; "
         f"bfloat16 is {about['bfloat16']}; torch {about['torch']}, Python {about['python']}. "
-        f"Medians of {about['slices']} slices of {about['steps']} steps that take turns, batch 64.",
+        f"Steps are medians of {about['slices']} slices of {about['steps']} steps that take turns, batch 64.",
     ]
     for part, title in TITLES.items():
         rows = [f for f in record.figures if f.part == part]
         if rows:
             lines += ["", f"## {title}", "", "| what | | | ratio |", "|---|---:|---|---:|"]
             lines += [f"| {f.name} | {f.value:,.1f} | {f.unit} | {_ratio(f)} |" for f in rows]
+    if not any(f.part == "step" for f in record.figures):
+        lines += ["", "No steps were accepted yet: they want an idle machine."]
     return "\n".join(lines) + "\n"
 
 
