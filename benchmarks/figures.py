@@ -70,6 +70,15 @@ def call(command: Sequence[str | Path], cwd: Path = ROOT, *, check: bool = True,
     return Took(seconds, used, output)
 
 
+def most_resident_mib() -> float:
+    """The most memory that this process has taken; `ru_maxrss` would hold its parent's, from before `exec`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 def python(*arguments: str | Path) -> list[str | Path]:
     """A command of this Python."""
     return [sys.executable, *arguments]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
+
+from benchmarks.figures import most_resident_mib
 
 
 class Loop(Protocol):
@@ -94,7 +95,7 @@ def peak_mib() -> float:
 
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return most_resident_mib()
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure, call, python
+from benchmarks.figures import Figure, call, most_resident_mib, python
 from kdpipe.core.paths import Results
 from kdpipe.plan.load import read_plan, write_plan
 from kdpipe.tables.layout import lay_out
@@ -60,7 +59,7 @@ def measure(plan_file: Path, root: Path) -> dict[str, Any]:
     seconds["report"], _ = timed(lambda: report(plan, results))
     seconds["all"] = (sum(clock for clock, _ in seconds.values()), sum(used for _, used in seconds.values()))
     seconds["(collecting alone, in both)"], _ = timed(lambda: lay_out(study, plan, results))
-    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mib": most_resident_mib()}
 
 
 def made_up(runs: int) -> dict[str, Any]:
