@@ -71,7 +71,7 @@ def call(command: Sequence[str | Path], cwd: Path = ROOT, *, check: bool = True,
 
 
 def most_resident_mib() -> float:
-    """The most memory that this process has taken; `ru_maxrss` would hold its parent's, from before `exec`."""
+    """The most memory that this process has taken itself, not its parent before `exec`."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
