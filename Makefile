@@ -91,8 +91,12 @@ smoke-all: $(READY) ## Run every study at its smallest, on images that need no d
 		"studies=[$$(cd config/studies && ls *.yaml | sed 's/\.yaml$$//' | paste -sd ,)]" $(ARGS)
 	@echo "The report is $(SMOKE)/report/index.html. Its numbers say that things run, and nothing else."
 
-bench: $(READY) ## Measure images per second beside the field's usual loop (DATA=data/cifar100)
-	$(BIN)/python -m benchmarks.step --data $(DATA) $(ARGS)
+bench: $(READY) ## Measure steps beside the field's usual loop, start-up, planning, tables (minutes; DATA=data/cifar100)
+	$(BIN)/python -m benchmarks --data $(DATA) --out results/bench.json $(ARGS)
+	$(BIN)/python -m benchmarks --check results/bench.json
+
+bench-gpu: $(READY) ## The same steps on a GPU (DATA=data/cifar100)
+	$(BIN)/python -m benchmarks step methods --device cuda --steps 50 --data $(DATA) --out results/bench-gpu.json $(ARGS)
 
 clean: ## Delete caches; results and the environment stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov build dist *.egg-info

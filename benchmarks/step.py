@@ -1,39 +1,57 @@
 """Images per second of a distillation step: kdpipe's engine beside the field's usual loop.
 
-Both train the same student under the same frozen teacher with ordinary KD on the same images; their
-slices are interleaved, so that whatever else the machine does hits both alike. The figures that matter
-are the ratios.
+All train the same student under the same frozen teacher on the same images, each in a process of its own;
+their slices take turns, so that whatever else the machine does hits all alike. The figures that matter are
+the ratios to the usual loop.
 
-    python -m benchmarks.step --data data/cifar100
+    python -m benchmarks step --data data/cifar100
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from benchmarks.figures import Figure
+from benchmarks.racing import Lap, Loop, race, timed
 from benchmarks.reference import ReferenceLoop
-from kdpipe.api import Batch, Progress
+from kdpipe.api import Batch, Outputs, Progress
 from kdpipe.core import registry
 from kdpipe.core.paths import RunPaths
-from kdpipe.core.specs import DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
-from kdpipe.engine.device import pick_device
-from kdpipe.engine.prepare import Prepared, load, prepare, select
+from kdpipe.core.specs import DataSpec, Part, Run, RunSpec, TeacherRef
+from kdpipe.engine import batches, teacher
+from kdpipe.engine.allocator import keep_freed_memory
+from kdpipe.engine.prepare import Prepared, load, select
 from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import save_weights
+from kdpipe.nn.cost import cost
 from kdpipe.plan.config import read_protocol
 
 PAIRS = ("resnet32x4:resnet8x4", "wrn_40_2:wrn_16_2")
+METHODS = ("scratch", "dkd", "fitnet", "rkd", "pkt", "nst", "crd", "reviewkd")
+LEVERS = {  # row -> the settings of `Entrant` that make it
+    "kdpipe": {},
+    "kdpipe, freed memory given back": {"without": "memory"},
+    "kdpipe, not channels-last": {"without": "channels_last"},
+    "kdpipe, batch norms not folded": {"without": "fold"},
+    "kdpipe, stored logits": {"stored": True},
+    "kdpipe, bfloat16": {"precision": "bfloat16"},
+    "kdpipe, bfloat16, stored logits": {"precision": "bfloat16", "stored": True},
+    "kdpipe, compiled": {"compile": True},
+}
+SLOW_TO_START = "kdpipe, compiled"
+REFERENCE, CEILING = "reference", "ceiling"
 
 
 class EngineLoop:
@@ -62,46 +80,161 @@ class EngineLoop:
             epoch += 1
 
 
+class Convolutions:
+    """The yardstick of the hardware: 3 x 3 convolutions such as these networks consist of, channels-last.
+
+    Args:
+        batch: images in each.
+        device: where.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.device = device
+        like = {"device": device, "memory_format": torch.channels_last}
+        self.images = torch.randn(batch, 128, 16, 16).to(**like)  # type: ignore[call-overload]
+        self.weight = torch.randn(128, 128, 3, 3).to(**like)  # type: ignore[call-overload]
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one step."""
+        return 2.0 * self.images.numel() * self.weight[0].numel()
+
+    @torch.no_grad()
+    def run(self, steps: int) -> float:
+        """Take `steps` steps and return the seconds they took."""
+
+        def work() -> None:
+            for _ in range(steps):
+                F.conv2d(self.images, self.weight, padding=1)
+            wait(self.device)
+
+        wait(self.device)
+        return timed(work)
+
+
+class Stored:
+    """Logits of every sample in place of a teacher: what a run from a bank costs.
+
+    Args:
+        logits: N x C, on the device.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.models, self.finite = logits, nn.ModuleList(), True
+
+    def __call__(self, inputs: Sequence[Tensor], index: Tensor) -> Outputs:
+        """The samples' logits."""
+        return Outputs(self.logits[index])
+
+
 def wait(device: torch.device) -> None:
     """Wait for the device to be done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def loops(
-    pair: str, prepared: Prepared, protocol: Protocol, samples: int, device: torch.device, workers: int
-) -> dict[str, Any]:
-    """The two loops for a pair, with equal starting weights."""
-    teacher_name, student_name = pair.split(":")
-    data = DataSpec(dataset="cifar100", revision=1, train_samples=samples, test_samples=100)
-    method = registry.methods.get("kd")
-    spec = RunSpec(
-        data=data,
-        model=Part(name=student_name, revision=1),
-        protocol=protocol,
-        method=Part(name="kd", revision=1, settings=method.Config().model_dump(mode="json")),
-        teacher=TeacherRef(run="benchmark"),
-        seed=0,
-    )
-    run = Run(spec=spec, label=pair, protocol="crd240", pair=(teacher_name, student_name))
-    teacher = registry.models.get(teacher_name).build(prepared.num_classes, 3)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "teacher.safetensors"
-        save_weights(teacher, weights)
-        trainer = Trainer(run, RunPaths(Path(folder)), prepared, [weights], device)
-    student = registry.models.get(student_name).build(prepared.num_classes, 3)
-    student.load_state_dict(trainer.model.state_dict())
-    train = select(prepared, data)["train"]
-    images = np.asarray(train.images)
-    reference = ReferenceLoop(
-        student, teacher, images.transpose(0, 3, 1, 2), train.labels, mean=prepared.mean, std=prepared.std,
-        batch_size=protocol.batch_size, workers=workers, lr=protocol.lr, device=device,
-    )  # fmt: skip
-    return {"reference": reference, "kdpipe": EngineLoop(trainer)}
+@dataclass(frozen=True)
+class Entrant:
+    """What is timed; calling it makes the loop, in the process that runs it.
+
+    Attributes:
+        data: the prepared data set.
+        pair: teacher and student, `TEACHER:STUDENT`.
+        kind: kdpipe's loop, the usual one or the ceiling.
+        method: how it distils.
+        precision, compile: as in a protocol.
+        stored: whether stored logits stand in for the teacher.
+        without: a lever that is taken away: `memory`, `channels_last` or `fold`.
+        samples: training images.
+        threads: of the processor.
+        device: where it trains.
+    """
+
+    data: Path
+    pair: str = PAIRS[0]
+    kind: str = "kdpipe"
+    method: str = "kd"
+    precision: str = "float32"
+    compile: bool = False
+    stored: bool = False
+    without: str = ""
+    samples: int = 5000
+    threads: int = 1
+    device: str = "cpu"
+
+    def __call__(self) -> Loop:
+        """The loop."""
+        torch.set_num_threads(self.threads)
+        prepared, device = load(self.data), torch.device(self.device)
+        if self.kind == REFERENCE:
+            return self._reference(prepared, device)
+        if self.without != "memory":
+            keep_freed_memory()
+        if self.kind == CEILING:
+            return Convolutions(64, device)
+        if self.without == "fold":
+            teacher.fold_batch_norm = nn.Module.eval
+        if self.without == "channels_last":
+            usual = batches.Normalise.__call__
+            torch.channels_last = torch.contiguous_format
+            batches.Normalise.__call__ = lambda *given: usual(*given).contiguous()
+        return EngineLoop(self._trainer(prepared, device))
+
+    def flops(self, prepared: Prepared) -> float:
+        """Operations of one step: the student forward and backward (twice that), the teacher forward."""
+        mine, theirs = (
+            cost(self._network(prepared, n), prepared.shape).multiply_adds for n in self._names[::-1]
+        )
+        taught = 0 if self.stored or self.method == "scratch" else theirs
+        return 2.0 * 64 * (3 * mine + taught)
+
+    @property
+    def _names(self) -> list[str]:
+        return self.pair.split(":")
+
+    def _network(self, prepared: Prepared, name: str) -> nn.Module:
+        network: nn.Module = registry.models.get(name).build(prepared.num_classes, prepared.shape[0])
+        return network
+
+    def _trainer(self, prepared: Prepared, device: torch.device) -> Trainer:
+        method = registry.methods.get(self.method)
+        teacher_name, student_name = self._names
+        protocol = read_protocol("crd240", Path("config")).settings.model_copy(
+            update={"precision": self.precision, "compile": self.compile}
+        )
+        spec = RunSpec(
+            data=DataSpec(dataset=prepared.name, revision=1, train_samples=self.samples, test_samples=100),
+            model=Part(name=student_name, revision=1),
+            protocol=protocol,
+            method=Part(name=self.method, revision=1, settings=method.Config().model_dump(mode="json")),
+            teacher=TeacherRef(run="benchmark") if method.teacher else None,
+            seed=0,
+        )
+        pair = (teacher_name if method.teacher else None, student_name)
+        run = Run(spec=spec, label=self.pair, protocol="crd240", pair=pair)
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "teacher.safetensors"
+            save_weights(self._network(prepared, teacher_name), weights)
+            trainer = Trainer(
+                run, RunPaths(Path(folder)), prepared, [weights] if method.teacher else [], device
+            )
+        if self.stored:
+            logits = torch.randn(trainer.batches.samples, prepared.num_classes, device=device)
+            trainer.teacher = Stored(logits)  # type: ignore[assignment]
+        return trainer
+
+    def _reference(self, prepared: Prepared, device: torch.device) -> ReferenceLoop:
+        networks = (self._network(prepared, name) for name in self._names[::-1])
+        data = DataSpec(dataset=prepared.name, revision=1, train_samples=self.samples, test_samples=100)
+        train = select(prepared, data)["train"]
+        images = np.asarray(train.images).transpose(0, 3, 1, 2)
+        return ReferenceLoop(
+            *networks, images, train.labels, mean=prepared.mean, std=prepared.std, device=device
+        )
 
 
 def measure(racers: dict[str, Any], slices: int, steps: int, batch: int) -> dict[str, list[float]]:
-    """Images per second of each racer in each of `slices` interleaved slices, after a warm-up slice."""
+    """Images per second of loops of this process in interleaved slices, after a warm-up slice."""
     rates: dict[str, list[float]] = {name: [] for name in racers}
     for turn in range(slices + 1):
         for name, racer in racers.items():
@@ -111,53 +244,51 @@ def measure(racers: dict[str, Any], slices: int, steps: int, batch: int) -> dict
     return rates
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds CIFAR-100")
-    parser.add_argument("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
-    parser.add_argument("--slices", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10, help="steps in a slice")
-    parser.add_argument("--samples", type=int, default=5000, help="training images")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=2, help="data workers of the usual loop")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    asked = parser.parse_args()
-
-    torch.set_num_threads(asked.threads)
-    device = pick_device(asked.device)
-    protocol = read_protocol("crd240", Path("config")).settings.model_copy(
-        update={"precision": asked.precision}
-    )
-    spec = registry.datasets.get("cifar100")
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(spec, asked.data, Path(folder) / "cifar100")
-        prepared = load(Path(folder) / "cifar100")
-        figures = {}
-        for pair in asked.pairs:
-            racers = loops(pair, prepared, protocol, asked.samples, device, asked.workers)
-            figures[pair] = measure(racers, asked.slices, asked.steps, protocol.batch_size)
-
-    print(
-        f"{asked.precision}, batch {protocol.batch_size}, {asked.threads} threads, {asked.slices} slices of"
-    )
-    print(f"{asked.steps} steps; torch {torch.__version__}, {platform.processor() or platform.machine()}")
-    print(f"{'pair':<24}{'reference img/s':>18}{'kdpipe img/s':>16}{'ratio':>8}")
-    for pair, rates in figures.items():
-        ratios = [k / r for k, r in zip(rates["kdpipe"], rates["reference"], strict=True)]
-        medians = [statistics.median(rates[name]) for name in ("reference", "kdpipe")]
-        print(f"{pair:<24}{medians[0]:>18.1f}{medians[1]:>16.1f}{statistics.median(ratios):>8.2f}")
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) for k, v in vars(asked).items() if k not in ("data", "out")}
-        asked.out.write_text(
-            json.dumps({"torch": torch.__version__, "settings": settings, "images_per_second": figures})
-        )
+def levers(
+    plain: Entrant, slices: int, steps: int, chosen: Sequence[str], pairs: Sequence[str] = PAIRS
+) -> Iterator[Figure]:
+    """KD by lever, for each pair: images per second, and how many times those of the usual loop."""
+    prepared = load(plain.data)
+    for pair in pairs:
+        of_pair = replace(plain, pair=pair)
+        rows = {name: replace(of_pair, **LEVERS[name]) for name in chosen}
+        yield from _rows("step", pair.replace(":", " to "), of_pair, rows, prepared, slices, steps)
 
 
-if __name__ == "__main__":
-    main()
+def methods(
+    plain: Entrant, slices: int, steps: int, chosen: Sequence[str], pairs: Sequence[str] = PAIRS[1:]
+) -> Iterator[Figure]:
+    """Other methods, as they are by default, beside the usual loop's KD."""
+    prepared = load(plain.data)
+    for pair in pairs:
+        of_pair = replace(plain, pair=pair)
+        rows = {name: replace(of_pair, method=name) for name in chosen}
+        yield from _rows("methods", pair.replace(":", " to "), of_pair, rows, prepared, slices, steps)
+
+
+def _rows(
+    part: str,
+    about: str,
+    plain: Entrant,
+    rows: dict[str, Entrant],
+    prepared: Prepared,
+    slices: int,
+    steps: int,
+) -> Iterator[Figure]:
+    yardsticks = {kind: replace(plain, kind=kind) for kind in (REFERENCE, CEILING)}
+    laps = race({**yardsticks, **rows}, slices, steps)
+    usual, ceiling = laps[REFERENCE], laps[CEILING]
+    most = Convolutions(64, torch.device("cpu")).flops * steps / statistics.median(ceiling.seconds)
+    rate = partial(_rate, steps=steps)
+    yield Figure(part, f"{about}, the usual loop's KD", rate(usual), "images/s")
+    for name, entrant in rows.items():
+        lap = laps[name]
+        ratio = statistics.median(u / k for u, k in zip(usual.seconds, lap.seconds, strict=True))
+        yield Figure(part, f"{about}, {name}", rate(lap), "images/s", ratio, "more")
+        used = entrant.flops(prepared) * steps / statistics.median(lap.seconds)
+        yield Figure("roofline", f"{about}, {name}", 100 * used / most, "% of convolutions' speed")
+        yield Figure("memory", f"{about}, {name}", lap.peak_mib, "MiB", lap.peak_mib / usual.peak_mib)
+
+
+def _rate(lap: Lap, steps: int) -> float:
+    return 64 * steps / statistics.median(lap.seconds)

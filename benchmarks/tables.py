@@ -3,23 +3,20 @@
 The study is made up (no training): teachers by recipe, students by method and teacher, each with its files,
 as many as asked for. A child process does the work, so that the peak memory is its own.
 
-    python -m benchmarks.tables --runs 10000
+    python -m benchmarks tables --runs 10000
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Figure, call, most_resident_mib, python
 from kdpipe.core.paths import Results
 from kdpipe.plan.load import read_plan, write_plan
 from kdpipe.tables.layout import lay_out
@@ -62,42 +59,40 @@ def measure(plan_file: Path, root: Path) -> dict[str, Any]:
     seconds["report"], _ = timed(lambda: report(plan, results))
     seconds["all"] = (sum(clock for clock, _ in seconds.values()), sum(used for _, used in seconds.values()))
     seconds["(collecting alone, in both)"], _ = timed(lambda: lay_out(study, plan, results))
-    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mib": most_resident_mib()}
+
+
+def made_up(runs: int) -> dict[str, Any]:
+    """What `measure` finds of a made-up study of at least so many runs, and how large its report is."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan, made = make(Path(folder), runs)
+        done = call(python("-m", "benchmarks.tables", "--child", plan, made.results.root))
+        figures: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+        pages = [path for path in made.results.report.parent.rglob("*") if path.is_file()]
+        return figures | {
+            "runs": len(made.plan.runs),
+            "report_files": len(pages),
+            "report_mib": sum(path.stat().st_size for path in pages) / 2**20,
+            "first_page_kib": made.results.report.stat().st_size / 2**10,
+        }
+
+
+def figures(runs: int) -> Iterator[Figure]:
+    """Processor seconds of each part, and how many times that imports torch; memory, the report's size."""
+    import_torch = call(python("-c", "import torch")).processor
+    found = made_up(runs)
+    about = f"{found['runs']:,} runs"
+    for name, (_, used) in found["seconds"].items():
+        yield Figure("tables", f"{name}, {about}", used, "s of the processor", used / import_torch)
+    for name, unit in (("peak_mib", "MiB"), ("report_mib", "MiB"), ("first_page_kib", "KiB")):
+        yield Figure("tables", f"{name.rsplit('_', 1)[0].replace('_', ' ')}, {about}", found[name], unit)
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--child", nargs=2, metavar=("PLAN", "RESULTS"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        print(json.dumps(measure(*map(Path, asked.child))))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plan, made = make(Path(folder), asked.runs)
-        command = [sys.executable, "-m", "benchmarks.tables", "--child", str(plan), str(made.results.root)]
-        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        pages = [path for path in made.results.report.parent.rglob("*") if path.is_file()]
-        figures["runs"] = len(made.plan.runs)
-        figures["report_files"] = len(pages)
-        figures["report_mib"] = sum(path.stat().st_size for path in pages) / 2**20
-        figures["first_page_kib"] = made.results.report.stat().st_size / 2**10
-    print(f"{figures['runs']} runs; Python {platform.python_version()}, {platform.machine()}")
-    print(f"{'':<32}{'seconds':>10}{'of processor':>14}")
-    for name, (clock, used) in figures.pop("seconds").items():
-        print(f"{name:<32}{clock:>10.1f}{used:>14.1f}")
-        figures[name] = {"seconds": clock, "processor_seconds": used}
-    print(
-        f"peak memory {figures['peak_mib']:.0f} MiB; {figures['report_files']} files in the report, ", end=""
-    )
-    print(f"{figures['report_mib']:.0f} MiB; first page {figures['first_page_kib']:.1f} KiB")
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(figures))
+    """Measure in this process: the child of `made_up`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--child", nargs=2, metavar=("PLAN", "RESULTS"), required=True)
+    print(json.dumps(measure(*map(Path, parser.parse_args().child))))
 
 
 if __name__ == "__main__":

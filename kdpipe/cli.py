@@ -880,9 +880,11 @@ def _adopt(run: Run, paths: RunPaths, prepared: Prepared, weights: Path, device:
 def _machine(device: str, threads: int) -> Any:
     import torch
 
+    from kdpipe.engine.allocator import keep_freed_memory
     from kdpipe.engine.device import pick_device
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return pick_device(device)
 
 

@@ -7,6 +7,7 @@ import difflib
 import sys
 from pathlib import Path
 
+from benchmarks import record
 from tools import architecture, lock, pages, schemas
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +15,14 @@ ROOT = Path(__file__).parents[1]
 
 def generated() -> dict[str, str]:
     """Path -> content of every generated file."""
-    return {**architecture.files(ROOT), **lock.files(ROOT), **pages.files(ROOT), **schemas.files()}
+    made = (
+        architecture.files(ROOT),
+        lock.files(ROOT),
+        pages.files(ROOT),
+        record.files(ROOT),
+        schemas.files(),
+    )
+    return {path: text for files in made for path, text in files.items()}
 
 
 def stale() -> list[str]:

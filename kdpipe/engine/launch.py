@@ -18,6 +18,7 @@ import torch
 
 from kdpipe.core.errors import DeviceError, Interrupted, KdpipeError
 from kdpipe.core.specs import Run
+from kdpipe.engine.allocator import keep_freed_memory
 from kdpipe.engine.device import pick_device
 from kdpipe.engine.processes import Processes
 
@@ -56,6 +57,7 @@ def join(device: str, threads: int) -> Iterator[Processes]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
         processes = Several(chosen)
         torch.set_num_threads(max(threads // processes.size, 1))
+        keep_freed_memory()
         threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
         yield processes
         processes.wait()

@@ -14,11 +14,11 @@ from kdpipe.engine.processes import ALONE
 from kdpipe.engine.weights import load_weights
 from kdpipe.nn.fold import fold_batch_norm
 from kdpipe.nn.folds import folds
-from kdpipe.nn.taps import catch, expand, extended, extended_shapes, norms, shapes, through, transformed
+from kdpipe.nn.taps import catch, expand, extended, extended_shapes, in_float32, norms, shapes, through
 
 
 class Teacher:
-    """A teacher that nothing can train: in eval mode, its batch norms folded, run under inference mode.
+    """A teacher that nothing can train: in eval mode, its batch norms folded, run without gradients.
 
     Where the wish says `batch_statistics`, its batch norms are kept and use those of the batch. It may
     consist of several networks, of which each teaches the samples of its own fold.
@@ -82,12 +82,11 @@ class Teacher:
             inputs: images of each pass; a multiple of the batch holds it several times over.
             index: B, which samples they show.
         """
-        with torch.inference_mode(), self._autocast():
+        with torch.no_grad(), self._autocast():  # inference mode gains nothing, and its tensors need copies
             out = through(lambda images: self._pass(images, index), inputs)
             if self._part is not None:
                 out = extended(self._part, out)
-        # clones, because autograd refuses to save tensors made under inference mode
-        return transformed(out, lambda x: x.float().clone())
+            return in_float32(out)
 
     def _pass(self, images: Tensor, index: Tensor) -> Outputs:
         if self._fold is None:

@@ -529,7 +529,7 @@ class Meter:
     @torch.no_grad()
     def add(self, terms: dict[str, Tensor], labels: Tensor, logits: Tensor | None) -> None:
         """Add a batch: its loss terms (scalars), labels (B) and, of their images first, logits (B x C)."""
-        seen = {"samples": torch.tensor(float(len(labels)))}
+        seen = {"samples": torch.full((), len(labels), dtype=torch.float32, device=self.device)}
         if logits is not None:
             seen["correct"] = (logits[: len(labels)].argmax(1) == labels).sum()
         seen |= {f"loss_{name}": term.detach() * len(labels) for name, term in terms.items()}

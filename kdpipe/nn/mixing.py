@@ -51,7 +51,7 @@ def mixup(images: Tensor, mix: Mix) -> Tensor:
 
     Source: Zhang et al. 2018 (mixup), Eq. 1.
     """
-    return torch.lerp(images[mix.partner.to(images.device)], images, mix.lam)
+    return torch.lerp(images[_onto(mix.partner, images)], images, mix.lam)
 
 
 def cutmix(images: Tensor, mix: Mix, centre: tuple[float, float]) -> tuple[Tensor, Mix]:
@@ -75,7 +75,7 @@ def cutmix(images: Tensor, mix: Mix, centre: tuple[float, float]) -> tuple[Tenso
         _clipped(length, mix.lam, place) for length, place in zip((height, width), centre, strict=True)
     )
     result = images.clone()
-    partners = images[mix.partner.to(images.device)]
+    partners = images[_onto(mix.partner, images)]
     result[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
     kept = 1 - (bottom - top) * (right - left) / (height * width)
     return result, Mix(mix.partner, kept)
@@ -97,7 +97,7 @@ def mixed_targets(labels: Tensor, mix: Mix, num_classes: int) -> Tensor:
     Source: Zhang et al. 2018 (mixup), Eq. 1; Yun et al. 2019 (CutMix), Eq. 1.
     """
     own = F.one_hot(labels, num_classes).float()
-    return torch.lerp(own[mix.partner.to(labels.device)], own, mix.lam)
+    return torch.lerp(own[_onto(mix.partner, labels)], own, mix.lam)
 
 
 def four_rotations(images: Tensor) -> Tensor:
@@ -113,6 +113,11 @@ def four_rotations(images: Tensor) -> Tensor:
     together.
     """
     return torch.cat([torch.rot90(images, turns, (-2, -1)) for turns in range(4)])
+
+
+def _onto(partner: Tensor, other: Tensor) -> Tensor:
+    """The partners on the device of `other`, which is not waited for."""
+    return partner.to(other.device, non_blocking=True)
 
 
 def _clipped(length: int, lam: float, place: float) -> tuple[int, int]:
