@@ -82,7 +82,7 @@ PidFile={folder}/slurmdbd.pid
 LogFile={folder}/slurmdbd.log
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=16000"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=32000"
     " Gres=gpu:2 State=UNKNOWN\n"
 )
 
@@ -180,7 +180,7 @@ class Cluster:
         Raises:
             ClusterError: it fails, and `check` is true.
         """
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=300)
         if check and done.returncode:
             raise ClusterError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
@@ -249,7 +249,7 @@ class Cluster:
                 )
             )
 
-    def _await(self, what: str, true: Callable[[], bool], seconds: float = 30) -> None:
+    def _await(self, what: str, true: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if true():
