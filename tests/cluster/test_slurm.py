@@ -68,6 +68,11 @@ def starve(cluster, job, process):
     """Nothing to do: it seems to use more memory than its job asked for, until SLURM sees that."""
 
 
+def evict(cluster, job, process):
+    """A job that may take the node from it, for good."""
+    cluster("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
+
+
 def tables(project):
     """The bytes of a project's tables, and of what each run left."""
     results = project.root / "results"
@@ -83,7 +88,7 @@ class Record:
     Attributes:
         states: how it ended, each time that it ran.
         megabytes: of memory that it asked for.
-        what: its rule and wildcards.
+        what: its rule and wildcards, where it is one of Snakemake's.
     """
 
     states: list[str]
@@ -106,7 +111,7 @@ def records(cluster):
 MEMORY = 5000  # megabytes, where a training's job asks for 4000
 HARM = {
     1: {
-        "_resnet14_standard_s0": (starve, ["FAILED"]),
+        "_resnet14_standard_s0": (evict, ["PREEMPTED"]),
         "_scratch_s0": (preempt, ["REQUEUED", "COMPLETED"]),
         "_kd_standard_s0": (time_out, ["TIMEOUT"]),
         "_dkd_standard_s0": (kill, ["FAILED"]),
@@ -123,7 +128,9 @@ HARM = {
 @pytest.mark.parametrize("pack", [size for size in HARM if size == 1 or "pack" in Config.model_fields])
 def test_whatever_happens_to_its_jobs_the_table_is_that_of_one_machine(cluster, local, tmp_path, pack):
     pauses = {part: MEMORY * (harm is starve) for part, (harm, _) in HARM[pack].items()}
-    project = ClusterProject(make_long(tmp_path).root, cluster, {**SITE, "pack": pack}, pauses)
+    rules = {"train_teacher": {"partition": "cheap"}}
+    site = {**SITE, "pack": pack, "cluster": {**SITE["cluster"], "rules": rules}}
+    project = ClusterProject(make_long(tmp_path).root, cluster, site, pauses)
     before = records(cluster)
     disturber = Disturber(project, {part: harm for part, (harm, _) in HARM[pack].items()})
     disturber.start()
@@ -134,7 +141,7 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_one_machine(cluster, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert not disturber.left
     assert tables(project) == tables(local)
-    ended = {job: record for job, record in records(cluster).items() if job not in before}
+    ended = {job: record for job, record in records(cluster).items() if job not in before and record.what}
     for part, (harm, outcome) in HARM[pack].items():
         (folder,) = (tmp_path / "results" / "runs").glob(f"*{part}*")
         assert "goes on after epoch" in (folder / "train.log").read_text(), part
@@ -149,7 +156,7 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_one_machine(cluster, 
     logs = {file.stem: file.read_text() for file in (tmp_path / "results/logs/slurm").rglob("*.log")}
     assert sorted(logs) == sorted(failed)  # those of others are deleted
     starved = [job for job, log in logs.items() if "exceeded memory limit" in log]
-    assert starved == [disturber.jobs["_resnet14_standard_s0"]]
+    assert starved == [disturber.jobs[part] for part, (harm, _) in HARM[pack].items() if harm is starve]
     assert list((tmp_path / "results/logs/slurm").glob("efficiency_report*"))
     assert not project.network()
 
