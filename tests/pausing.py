@@ -78,6 +78,13 @@ def seem_to_use(megabytes: int) -> list[mmap.mmap]:
     ]
 
 
+def asked_to_stop(process: int) -> bool:
+    """Whether a SIGTERM waits for a process that is stopped."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(signals >> (signal.SIGTERM - 1) & 1 for signals in pending)
+
+
 def state_of(process: int) -> str:
     """What the kernel says that a process does, in a letter; empty where there is none."""
     try:

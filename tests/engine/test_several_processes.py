@@ -30,7 +30,7 @@ from kdpipe.engine.weights import read_weights
 from tests.engine.test_ondisk import picture
 from tests.engine.tiny import SPEC, history, make_run
 from tests.engine.together import CPU, Together, make_teacher, train, trainer
-from tests.pausing import Pauses
+from tests.pausing import Pauses, asked_to_stop
 from tests.workflow.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -318,13 +318,6 @@ def waiting(run, folder, data):
     started = command(run, folder, data, path=pauses.path)
     process, _ = eventually(lambda: pauses.waiting(folder.name) or started.poll())
     return started, process
-
-
-def asked_to_stop(process):
-    """Whether a SIGTERM waits for a process that was stopped."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
-    return any(signals >> (signal.SIGTERM - 1) & 1 for signals in pending)
 
 
 @pytest.fixture(scope="module")
