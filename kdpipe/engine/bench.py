@@ -90,15 +90,16 @@ def _flat(prepared: Prepared, split: Split) -> NDArray[np.float64]:
     return split.images.reshape(len(split.images), -1) / 255.0
 
 
-def _part(file: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a part that a killed run left.
+def _part(file: Path) -> tuple[dict[str, NDArray[Any]], float]:
+    """The arrays of a part that a killed run left, and the seconds that they took.
 
     Raises:
         ResultsError: it is damaged.
     """
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            return dict(stored)
+            arrays = {key: stored[f"own_{key}"] for key in stored["keys"].tolist()}
+            return arrays, float(stored["seconds"])
     except Exception as error:  # a damaged archive makes its reader raise almost anything
         raise ResultsError(f"a part cannot be read: {error}", where=str(file), fix="delete it") from error
 
@@ -128,7 +129,7 @@ class DeskOnDisk:
         try:
             if read_json(stamp).get("code") != self.code:
                 raise ResultsError("other code made these parts", where=str(stamp))
-            self.seconds = sum(float(_part(part)["seconds"]) for part in self.folder.glob("*.npz"))
+            self.seconds = sum(_part(part)[1] for part in self.folder.glob("*.npz"))
         except ResultsError:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_json(stamp, {"code": self.code})
@@ -138,8 +139,7 @@ class DeskOnDisk:
         """The arrays called `name`: from disk where a killed run left them, else made now and kept."""
         part = self.folder / f"{name}.npz"
         if part.is_file():
-            stored = _part(part)
-            return {key: stored[f"own_{key}"] for key in stored["keys"].tolist()}
+            return _part(part)[0]
         if self.stop.requested:
             raise Interrupted(f"{self.name}: stopped before '{name}'; run it again to go on")
         begun = time.monotonic()

@@ -220,7 +220,7 @@ class _StudyResolver:
             places,
             plots,
             tuple(self._printed()),
-            self.scale.dataset,
+            "" if self.study.datasets == (self.scale.dataset,) else self.scale.dataset,
         )
         return Plan(self.runs, {self.name: study}, benches)
 

@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cluster.slurm import Cluster, missing
+from tests.pausing import Pauses
 from tests.workflow.conftest import PROTOCOL, ROOT, Project, make_project, run
 
 TABLE = "results/studies/tiny/table.html"
@@ -36,7 +37,7 @@ SITE = {
         "jobs": {"account": "lab"},
         "gpu_jobs": {"partition": "gpu"},
         "least_minutes": 5,
-        "most_mem_mb": 4000,
+        "most_mem_mb": 24000,
     },
 }
 
@@ -48,10 +49,16 @@ class ClusterProject(Project):
     Attributes:
         cluster: where they go.
         site: what the site file says.
+        pauses: trainings that wait to be disturbed; Pauses' `parts`.
     """
 
     cluster: Cluster
     site: dict
+    pauses: InitVar[dict]
+
+    def __post_init__(self, pauses):
+        offline = OFFLINE.format(attempts=str(self.root / "network.txt"))
+        self.paused = Pauses(self.root / "guard", pauses, offline)
 
     def slurm(self, *arguments, config=()):
         """Call Snakemake with the profile for SLURM."""
@@ -62,11 +69,7 @@ class ClusterProject(Project):
         command += ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", *arguments]
         if config:
             command += ["--config", *config]
-        guard = self.root / "guard"
-        guard.mkdir(exist_ok=True)
-        (guard / "sitecustomize.py").write_text(OFFLINE.format(attempts=str(self.root / "network.txt")))
-        path = os.pathsep.join((str(guard), str(ROOT)))
-        return run(command, {**self.cluster.env, "PYTHONPATH": path})
+        return run(command, {**self.cluster.env, "PYTHONPATH": self.paused.path})
 
     def network(self):
         """What jobs asked of the network."""

@@ -25,7 +25,7 @@ PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "
 
 # Nodes claim the processors and GPUs that they are told to have: what is tried here is the scheduling. Where
 # there are no cgroups, `OverMemoryKill` kills what uses more memory than its job asked for. `cred_expire` is
-# also how long a requeued job waits.
+# also how long a requeued job waits. On the spare node, `urgent` jobs cancel `cheap` ones.
 CONTROLLER = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,6 +49,8 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 JobAcctGatherType=jobacct_gather/linux
@@ -57,8 +59,11 @@ JobAcctGatherParams=OverMemoryKill
 KillWait=10
 JobRequeue=1
 GresTypes=gpu
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=DEFAULT MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=main Nodes={nodes} Default=YES
+PartitionName=gpu Nodes={nodes}
+PartitionName=cheap Nodes=spare PriorityTier=1 PreemptMode=CANCEL
+PartitionName=urgent Nodes=spare PriorityTier=2
 """
 ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
@@ -82,7 +87,7 @@ PidFile={folder}/slurmdbd.pid
 LogFile={folder}/slurmdbd.log
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=16000"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=32000"
     " Gres=gpu:2 State=UNKNOWN\n"
 )
 
@@ -105,14 +110,14 @@ class Cluster:
 
     Args:
         folder: for configuration, state, sockets and logs; short, since sockets lie in it.
-        nodes: how many; each claims two GPUs, which are `/dev/null` and `/dev/zero`.
+        nodes: how many, besides a spare one; each claims two GPUs, which are `/dev/null` and `/dev/zero`.
         cpus: processors that each claims.
         accounting: whether there is a database, which `sacct` reads, with the account `lab`.
     """
 
     def __init__(self, folder: Path, nodes: int = 2, cpus: int = 4, accounting: bool = False) -> None:
         self.folder = folder
-        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
+        self.nodes = [*(f"node{number}" for number in range(1, nodes + 1)), "spare"]
         self.cpus = cpus
         self.accounting = accounting
         self.env = {
@@ -155,7 +160,9 @@ class Cluster:
             self._launch("slurmd", "-D", "-N", node)
         self._await(
             "the nodes are idle",
-            lambda: self("sinfo", "-hN", "-p", "main", "-o", "%t") == "idle\n" * len(self.nodes),
+            lambda: (
+                {*self("sinfo", "-hN", "-o", "%N %t").splitlines()} == {f"{node} idle" for node in self.nodes}
+            ),
         )
 
     def stop(self) -> None:
@@ -180,7 +187,7 @@ class Cluster:
         Raises:
             ClusterError: it fails, and `check` is true.
         """
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=300)
         if check and done.returncode:
             raise ClusterError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
@@ -200,7 +207,7 @@ class Cluster:
         controller, self._database, storage, *nodes = free_ports(3 + len(self.nodes))
         self._storage = storage
         known = {"folder": folder, "host": host, "user": user}
-        text = CONTROLLER.format(port=controller, **known)
+        text = CONTROLLER.format(port=controller, nodes=",".join(self.nodes[:-1]), **known)
         text += "".join(
             NODE.format(name=name, port=port, cpus=self.cpus, **known)
             for name, port in zip(self.nodes, nodes, strict=True)
@@ -249,7 +256,7 @@ class Cluster:
                 )
             )
 
-    def _await(self, what: str, true: Callable[[], bool], seconds: float = 30) -> None:
+    def _await(self, what: str, true: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if true():

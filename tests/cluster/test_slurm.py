@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +16,11 @@ from kdpipe.plan.config import Config
 from tests.cluster.conftest import SITE, SOON, TABLE, ClusterProject, make_long
 from tests.workflow.conftest import ROOT, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 class Disturber(threading.Thread):
-    """Does something to the job of each run once it has trained an epoch; until then, the training waits.
+    """Does something to the job of each run that waits for it.
 
     Args:
         project: whose jobs.
@@ -36,33 +36,12 @@ class Disturber(threading.Thread):
         try:
             while self.left and not self.over.wait(0.05):
                 for part in list(self.left):
-                    self.look_at(part)
+                    if found := self.project.paused.waiting(part):
+                        process, self.jobs[part] = found
+                        self.left.discard(part)
+                        self.harm[part](self.project.cluster, self.jobs[part], process)
         except Exception as error:  # for the test to show
             self.error = error
-
-    def look_at(self, part):
-        for folder in (self.project.root / "results" / "runs").glob(f"*_{part}-*"):
-            paths = RunPaths(folder)
-            if paths.status.exists() or not list(paths.state.glob("*.state")):
-                continue
-            if found := training(folder):
-                process, self.jobs[part] = found
-                os.kill(process, signal.SIGSTOP)
-                self.harm[part](self.project.cluster, self.jobs[part], process)
-                self.left.discard(part)
-
-
-def training(folder):
-    """The process that trains a run, known by the lock that it holds, and the job that it belongs to."""
-    lock = str(folder.resolve() / ".lock")
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(file) == lock for file in (process / "fd").iterdir()):
-                variables = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-                return int(process.name), dict(v.split("=", 1) for v in variables if "=" in v)["SLURM_JOB_ID"]
-        except OSError:
-            continue
-    return None
 
 
 def preempt(cluster, job, process):
@@ -85,6 +64,15 @@ def kill(cluster, job, process):
     os.kill(process, signal.SIGKILL)
 
 
+def starve(cluster, job, process):
+    """Nothing to do: it seems to use more memory than its job asked for, until SLURM sees that."""
+
+
+def evict(cluster, job, process):
+    """A job that may take the node from it, for good."""
+    cluster("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
+
+
 def tables(project):
     """The bytes of a project's tables, and of what each run left."""
     results = project.root / "results"
@@ -93,37 +81,57 @@ def tables(project):
     return {file.relative_to(results): file.read_bytes() for file in files}
 
 
-def states(cluster):
-    """Job -> the states that the accounting has, one for each time that it ran."""
-    listed = cluster(
-        "sacct", "-nX", "--starttime=now-1day", "--parsable2", "--duplicates", "--format=JobIDRaw,State"
-    )
+@dataclass
+class Record:
+    """What the accounting has of a job.
+
+    Attributes:
+        states: how it ended, each time that it ran.
+        megabytes: of memory that it asked for.
+        what: its rule and wildcards, where it is one of Snakemake's.
+    """
+
+    states: list[str]
+    megabytes: float
+    what: str
+
+
+def records(cluster):
+    """Job -> its record."""
+    command = ["sacct", "-nX", "--starttime=now-1day", "--parsable2", "--duplicates", "--units=M"]
     found = {}
-    for line in listed.splitlines():
-        job, state = line.split("|")
-        found.setdefault(job, []).append(state.split()[0])
+    for line in cluster(*command, "--format=JobIDRaw,State,ReqMem,Comment").splitlines():
+        job, state, memory, what = line.split("|")
+        record = found.setdefault(job, Record([], float(memory.rstrip("M")), ""))
+        record.states.append(state.split()[0])
+        record.what = what
     return found
 
 
+MEMORY = 5000  # megabytes, where a training's job asks for 4000
 HARM = {
     1: {
-        "scratch_s0": (preempt, ["REQUEUED", "COMPLETED"]),
-        "kd_standard_s0": (time_out, ["TIMEOUT"]),
-        "dkd_standard_s0": (kill, ["FAILED"]),
-        "kd_standard_e1_s0": (warn, ["FAILED"]),
+        "_resnet14_standard_s0": (evict, ["PREEMPTED"]),
+        "_scratch_s0": (preempt, ["REQUEUED", "COMPLETED"]),
+        "_kd_standard_s0": (time_out, ["TIMEOUT"]),
+        "_dkd_standard_s0": (kill, ["FAILED"]),
+        "_kd_standard_e1_s0": (warn, ["FAILED"]),
     },
-    3: {"scratch_s0": (preempt, ["REQUEUED", "COMPLETED"]), "dkd_standard_s0": (kill, ["FAILED"])},
+    3: {
+        "_resnet14_standard_s0": (starve, ["FAILED"]),
+        "_scratch_s0": (preempt, ["REQUEUED", "COMPLETED"]),
+        "_dkd_standard_s0": (kill, ["FAILED"]),
+    },
 }
 
 
 @pytest.mark.parametrize("pack", [size for size in HARM if size == 1 or "pack" in Config.model_fields])
 def test_whatever_happens_to_its_jobs_the_table_is_that_of_one_machine(cluster, local, tmp_path, pack):
-    rules = {"train_teacher" if pack == 1 else "train_pack": {"mem_mb": 300 * pack}}
-    site = {**SITE, "cluster": {**SITE["cluster"], "rules": rules}}
-    if pack > 1:
-        site["pack"] = pack
-    project = ClusterProject(make_long(tmp_path).root, cluster, site)
-    before = states(cluster)
+    pauses = {part: MEMORY * (harm is starve) for part, (harm, _) in HARM[pack].items()}
+    rules = {"train_teacher": {"partition": "cheap"}}
+    site = {**SITE, "pack": pack, "cluster": {**SITE["cluster"], "rules": rules}}
+    project = ClusterProject(make_long(tmp_path).root, cluster, site, pauses)
+    before = records(cluster)
     disturber = Disturber(project, {part: harm for part, (harm, _) in HARM[pack].items()})
     disturber.start()
     done = project.slurm(TABLE)
@@ -131,17 +139,24 @@ def test_whatever_happens_to_its_jobs_the_table_is_that_of_one_machine(cluster, 
     disturber.join()
     assert disturber.error is None
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not disturber.left, "a training ended before it could be disturbed"
+    assert not disturber.left
     assert tables(project) == tables(local)
-    ended = {job: how for job, how in states(cluster).items() if job not in before}
-    for part, (_, outcome) in HARM[pack].items():
-        (folder,) = (tmp_path / "results" / "runs").glob(f"*_{part}-*")
+    ended = {job: record for job, record in records(cluster).items() if job not in before and record.what}
+    for part, (harm, outcome) in HARM[pack].items():
+        (folder,) = (tmp_path / "results" / "runs").glob(f"*{part}*")
         assert "goes on after epoch" in (folder / "train.log").read_text(), part
         assert not RunPaths(folder).state.exists()
-        assert ended[disturber.jobs[part]] == outcome, part
-    logs = [file.read_text() for file in (tmp_path / "results/logs/slurm").rglob("*.log")]
-    assert len(logs) == sum("COMPLETED" not in how for how in ended.values())  # those of failed jobs are kept
-    assert any("exceeded memory limit" in log for log in logs)
+        job = ended[disturber.jobs[part]]
+        assert job.states == outcome, part
+        asked = [other.megabytes for other in ended.values() if other.what == job.what]
+        again = [] if harm is preempt else [2 * asked[0]]
+        assert asked == [asked[0], *again], part
+    failed = [job for job, record in ended.items() if "COMPLETED" not in record.states]
+    assert len(ended) - len(failed) == len({record.what for record in ended.values()})  # none is done twice
+    logs = {file.stem: file.read_text() for file in (tmp_path / "results/logs/slurm").rglob("*.log")}
+    assert sorted(logs) == sorted(failed)  # those of others are deleted
+    starved = [job for job, log in logs.items() if "exceeded memory limit" in log]
+    assert starved == [disturber.jobs[part] for part, (harm, _) in HARM[pack].items() if harm is starve]
     assert list((tmp_path / "results/logs/slurm").glob("efficiency_report*"))
     assert not project.network()
 
@@ -164,7 +179,6 @@ rule one:
 """
 
 
-@pytest.mark.timeout(3600)
 def test_two_hundred_jobs_and_none_is_stuck_or_doubled(cluster, long, tmp_path):
     (tmp_path / "Snakefile").write_text(MANY)
     command = [sys.executable, SOON, "--directory", tmp_path, "-s", tmp_path / "Snakefile"]

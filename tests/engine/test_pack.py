@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights
 from kdpipe.plan.plan import Plan, PlannedRun
 from tests.engine.tiny import SPEC, make_run
-from tests.workflow.conftest import ROOT
+from tests.pausing import Pauses, asked_to_stop, state_of
+from tests.workflow.conftest import ROOT, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -68,32 +69,37 @@ class Packed:
         self.marker = self.results.packs / "p.done"
         self.marked = ["--marker", str(self.marker), "--attempts", "2"]
 
-    def start(self, *options, names=(), cpus=3):
-        """Start a pack."""
+    def start(self, *options, names=(), cpus=3, waiting=()):
+        """Start a pack, of which some members wait after an epoch."""
+        self.pauses = Pauses(Path(tempfile.mkdtemp(dir=self.root), "pauses"), dict.fromkeys(waiting, 0))
         command = [sys.executable, "-c", TRAIN, "pack", *(names or self.runs), "--plan", str(self.plan)]
         command += ["--results", str(self.results.root), "--device", "cpu", "--cpus", str(cpus), *options]
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": self.pauses.path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def training(self, pack, names=(), attempt=1, epochs=1):
-        """Wait until members have trained some epochs in an attempt, and give their processes by name."""
-        names = names or self.runs
-        while pack.poll() is None and any(not self._at(name, attempt, epochs) for name in names):
-            time.sleep(0.005)
-        assert pack.poll() is None, pack.communicate()[0]
-        return {name: process for process, name in members_of(pack.pid).items()}
+    def waiting(self, pack, names):
+        """The processes of members that wait, once all of them do."""
 
-    def _at(self, name, attempt, epochs):
-        paths = self.results.run(name)
-        log = paths.log.read_text() if paths.log.is_file() else ""
-        begun = log.count(": starts, ") + log.count(": goes on after ")
-        return begun >= attempt and journalled(paths) >= epochs
+        def found():
+            assert pack.poll() is None, pack.communicate()[0]
+            processes = [self.pauses.waiting(name) for name in names]
+            return all(processes) and [process for process, _ in processes]
+
+        return eventually(found)
+
+    def stop(self, pack, names, number):
+        """Ask a pack to stop whose members wait; what it prints."""
+        members = self.waiting(pack, names)
+        pack.send_signal(number)
+        eventually(lambda: all(map(asked_to_stop, members)))
+        go_on(members)
+        return pack.communicate()[0]
 
     def same_bits(self, name):
         """Whether a member's weights are those of the undisturbed training."""
@@ -112,21 +118,10 @@ RUNS = [make_run("recipe", "standard", epochs=EPOCHS, seed=seed) for seed in ran
 TAUGHT = make_run("method", "kd", epochs=EPOCHS)
 
 
-def members_of(pack):
-    """The processes of a pack, and whose log each writes."""
-    found = {}
-    for process in Path(f"/proc/{pack}/task/{pack}/children").read_text().split():
-        log = os.readlink(f"/proc/{process}/fd/1")
-        found[int(process)] = Path(log).parent.name
-    return found
-
-
-def alive(process):
-    """Whether a process runs (not: waits to be buried)."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def go_on(processes):
+    """End their waiting."""
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +165,11 @@ def test_undisturbed(packed):
 def test_one_is_killed_and_one_fails(packed):
     """Neighbours finish; the pack comes back for the killed one, and leaves the one that cannot mend."""
     names = [*packed.runs, TAUGHT.name]
-    pack = packed.start(*packed.marked, names=names, cpus=4)
     victim = list(packed.runs)[1]
-    os.kill(packed.training(pack, epochs=2)[victim], signal.SIGKILL)
+    pack = packed.start(*packed.marked, names=names, cpus=4, waiting=packed.runs)
+    first, killed, third = packed.waiting(pack, packed.runs)
+    os.kill(killed, signal.SIGKILL)
+    go_on([first, third])
     told, _ = pack.communicate()
     assert pack.returncode == 1, told
     assert f"{victim}: killed by signal 9" in told
@@ -195,11 +192,9 @@ def test_one_is_killed_and_one_fails(packed):
 def test_a_stop_is_passed_on(packed):
     """Running members save their state, waiting ones are not started; the same command goes on."""
     first, second, third = packed.runs
-    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGINT, signal.SIGTERM), 1):
-        pack = packed.start(*packed.marked, cpus=2)
-        packed.training(pack, [first, second], attempt, epochs=attempt)
-        pack.send_signal(number)
-        told, _ = pack.communicate()
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        pack = packed.start(*packed.marked, cpus=2, waiting=[first, second])
+        told = packed.stop(pack, [first, second], number)
         assert pack.returncode == 75, told
         assert told.count(": interrupted\n") == 3
         assert packed.results.run(first).state.is_dir()
@@ -218,24 +213,21 @@ def test_the_last_attempt_passes_on_what_is_finished(packed):
     pack = packed.start(names=[first])
     told, _ = pack.communicate()
     assert pack.returncode == 0, told
-    pack = packed.start(*packed.marked, "--attempt", "2")
-    packed.training(pack, others)
-    pack.send_signal(signal.SIGTERM)
-    told, _ = pack.communicate()
+    pack = packed.start(*packed.marked, "--attempt", "2", waiting=others)
+    told = packed.stop(pack, others, signal.SIGTERM)
     assert pack.returncode == 0, told
     assert f"{first}: finished before" in packed.marker.read_text()
     assert packed.marker.read_text().count(": interrupted") == 2
 
 
 def test_members_do_not_outlive_their_pack(packed):
-    pack = packed.start()
-    members = packed.training(pack, epochs=2).values()
+    pack = packed.start(waiting=packed.runs)
+    members = packed.waiting(pack, packed.runs)
     pack.kill()
+    pack.wait()
+    go_on(members)
+    eventually(lambda: all(state_of(member) in ("", "Z") for member in members))
     pack.communicate()
-    end = time.monotonic() + 60
-    while any(map(alive, members)):
-        assert time.monotonic() < end, "a member trains on without its pack"
-        time.sleep(0.02)
     again = packed.start()
     told, _ = again.communicate()
     assert again.returncode == 0, told

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,8 @@ from kdpipe.engine.weights import read_weights
 from tests.engine.test_ondisk import picture
 from tests.engine.tiny import SPEC, history, make_run
 from tests.engine.together import CPU, Together, make_teacher, train, trainer
+from tests.pausing import Pauses, asked_to_stop
+from tests.workflow.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"recipe": registry.recipes, "method": registry.methods, "part": registry.parts}
@@ -282,8 +283,8 @@ def digits_run(**changes):
     return run.model_copy(update={"spec": run.spec.model_copy(update={"data": data}), "gpus": 2})
 
 
-def command(run, folder, data, *more):
-    """Start `kdpipe train`."""
+def command(run, folder, data, *more, path=str(ROOT)):
+    """Start `kdpipe train`; modules are looked for in `path` first."""
     words = ["train", "--run", run.model_dump_json(), "--data", str(data), "--out", str(folder)]
     return subprocess.Popen(
         [
@@ -298,7 +299,7 @@ def command(run, folder, data, *more):
             *more,
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -311,12 +312,20 @@ def journalled(folder):
     return journal.read_text().count('"metrics"') if journal.is_file() else 0
 
 
+def waiting(run, folder, data):
+    """Start a training; it, and its first process, which waits after an epoch."""
+    pauses = Pauses(folder.with_name("pauses"), {folder.name: 0})
+    started = command(run, folder, data, path=pauses.path)
+    process, _ = eventually(lambda: pauses.waiting(folder.name) or started.poll())
+    return started, process
+
+
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
     """A run that two processes have trained without a break."""
     folder = tmp_path_factory.mktemp("whole")
     done = command(digits_run(epochs=4), folder, digits)
-    told = done.communicate(timeout=280)[1]
+    told = done.communicate()[1]
     assert done.returncode == 0, told
     return folder
 
@@ -331,33 +340,33 @@ def test_one_process_writes(whole):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_the_state_and_the_same_command_goes_on(number, whole, digits, tmp_path):
-    run = digits_run(epochs=4)
-    stopped = command(run, tmp_path, digits)
-    while stopped.poll() is None and not journalled(tmp_path):
-        time.sleep(0.05)
+    run, folder = digits_run(epochs=4), tmp_path / "run"
+    stopped, waits = waiting(run, folder, digits)
     stopped.send_signal(number)
-    told = stopped.communicate(timeout=280)[1]
+    eventually(lambda: asked_to_stop(waits))
+    os.kill(waits, signal.SIGCONT)
+    told = stopped.communicate()[1]
     assert stopped.returncode == 75, told
     assert told.count("error: ") == 1
     assert "run it again" in told
     assert "Traceback" not in told
-    assert RunPaths(tmp_path).state.is_dir()
-    assert not RunPaths(tmp_path).status.exists()
-    again = command(run, tmp_path, digits)
-    told = again.communicate(timeout=280)[1]
+    assert RunPaths(folder).state.is_dir()
+    assert not RunPaths(folder).status.exists()
+    again = command(run, folder, digits)
+    told = again.communicate()[1]
     assert again.returncode == 0, told
-    assert bits(whole) == bits(tmp_path)
-    assert "goes on after epoch" in (tmp_path / "train.log").read_text()
+    assert bits(whole) == bits(folder)
+    assert "goes on after epoch" in (folder / "train.log").read_text()
 
 
 def test_processes_stop_when_the_one_that_started_them_is_killed(digits, tmp_path):
-    started = command(digits_run(epochs=500), tmp_path, digits)
-    while started.poll() is None and not journalled(tmp_path):
-        time.sleep(0.05)
+    folder = tmp_path / "run"
+    started, waits = waiting(digits_run(epochs=500), folder, digits)
     started.kill()
-    started.communicate(timeout=280)  # to the end of the others, which write there too
-    with StateStore(RunPaths(tmp_path).state, "any").lock(60):  # they held it until their state was saved
-        assert "interrupted" in (tmp_path / "train.log").read_text()
+    os.kill(waits, signal.SIGCONT)
+    started.communicate()  # to the end of the others, which write there too
+    with StateStore(RunPaths(folder).state, "any").lock(0):  # they held it until their state was saved
+        assert "interrupted" in (folder / "train.log").read_text()
 
 
 def test_an_error_is_told_once(digits, tmp_path):
@@ -365,7 +374,7 @@ def test_an_error_is_told_once(digits, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")
     done = command(run, tmp_path / "run", digits, "--start", str(broken))
-    told = done.communicate(timeout=300)[1]
+    told = done.communicate()[1]
     assert done.returncode == 2, told
     assert told.count("error: ") == 1
     assert str(broken) in told

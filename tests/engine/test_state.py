@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ def test_a_second_process_is_turned_away(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from kdpipe.engine.state import StateStore\n"
         f"with StateStore(Path({str(tmp_path / 'state')!r}), 'id').lock():\n"
-        "    print('held', flush=True); time.sleep(30)"
+        "    print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -69,9 +68,8 @@ def test_a_second_process_is_turned_away(tmp_path):
         ):
             pass
         holder.kill()
-    started = time.monotonic()
-    with StateStore(tmp_path / "state", "id").lock(5):  # a dead holder holds nothing
-        assert time.monotonic() - started < 4
+    with StateStore(tmp_path / "state", "id").lock(0):  # a dead holder holds nothing
+        pass
 
 
 def test_weights_round_trip_and_refuse_what_does_not_fit(tmp_path):

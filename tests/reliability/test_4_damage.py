@@ -29,8 +29,13 @@ def damage(content: bytes, rng, how: str) -> bytes:
         return b""
     if how == "truncated":
         return content[: rng.randrange(len(content))]
+    return flipped(content, rng.randrange(8 * len(content)))
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """A file's bytes with one bit changed."""
     changed = bytearray(content)
-    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
@@ -198,9 +203,13 @@ def test_a_benchs_part_is_made_again(outcome, tmp_path):
 
     desk().once("a", make)
     content = (tmp_path / "a.npz").read_bytes()
-    for number in range(cases(20, 200)):
-        how = ["flipped", "truncated", "emptied"][number % 3]
+    bits, ends = range(8 * len(content)), range(len(content))
+    missed = len(bits) - 804  # in the archive's list: its reader then passes over an array
+    chosen = [missed, *outcome.rng.sample(bits, cases(20, len(bits)))]
+    damaged = {f"bit {bit}": flipped(content, bit) for bit in chosen}
+    damaged |= {f"{end} bytes": content[:end] for end in [0, *outcome.rng.sample(ends, cases(10, 100))]}
+    for how, bad in damaged.items():
         with outcome.case(how):
-            (tmp_path / "a.npz").write_bytes(damage(content, outcome.rng, how))
+            (tmp_path / "a.npz").write_bytes(bad)
             assert desk().once("a", make)["x"].tolist() == [0, 1, 2, 3, 4]
             (tmp_path / "a.npz").write_bytes(content)

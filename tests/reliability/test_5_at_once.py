@@ -89,7 +89,6 @@ def scatter(folder, rng) -> None:
             os.utime(file, (at, at))
 
 
-@pytest.mark.timeout(900)
 def test_snakemake(lab, outcome, tmp_path):
     """Two calls on one folder; a lock that a killed call left; file times from another clock."""
     project = make_project(tmp_path)
@@ -105,7 +104,7 @@ def test_snakemake(lab, outcome, tmp_path):
     results = Results(project.root / "results")
     with subprocess.Popen(command, **quiet) as first:
         try:
-            eventually(lambda: any(project.root.glob("results/runs/teacher_*/state/*.state")), 240)
+            eventually(lambda: any(project.root.glob("results/runs/teacher_*/state/*.state")))
             os.killpg(first.pid, signal.SIGSTOP)  # or it might end before the second call has begun
             with outcome.case("a second call is turned away"):
                 second = project.snakemake(*until)

@@ -74,7 +74,7 @@ class Server:
         for child in children:
             os.kill(child, number)
         process.stdout.close()
-        return process.wait(60)
+        return process.wait(300)
 
 
 def _children(parent: int) -> list[int]:

@@ -46,7 +46,7 @@ def status(uri: str, host: str | None = None, user: str | None = None, data: byt
     if user:
         request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
     try:
-        return urllib.request.urlopen(request, timeout=60).status
+        return urllib.request.urlopen(request, timeout=300).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -69,7 +69,6 @@ SEARCH = b'{"max_results": 1}'
 
 
 @slow
-@pytest.mark.timeout(900)
 def test_postgresql_keeps_the_runs_and_survives_a_kill(tmp_path, reachable):
     needs(_lacks_postgresql())
     study = Study(tmp_path / "results")
@@ -94,7 +93,6 @@ def test_postgresql_keeps_the_runs_and_survives_a_kill(tmp_path, reachable):
 
 
 @slow
-@pytest.mark.timeout(600)
 def test_only_names_that_are_allowed(tmp_path):
     server = Server(tmp_path, "sqlite", "--allowed-hosts", "login01:5000, login01.cluster:5000").start()
     try:
@@ -110,7 +108,6 @@ def test_only_names_that_are_allowed(tmp_path):
 
 
 @slow
-@pytest.mark.timeout(600)
 def test_users_and_passwords(tmp_path):
     needs("" if server_module.find_spec("flask_wtf") else "Flask-WTF is not installed")
     word = "correct-horse-battery"
@@ -126,9 +123,7 @@ def test_users_and_passwords(tmp_path):
 
 def message(*options: str, root: Path, **environment: str) -> str:
     command = [sys.executable, "-m", "kdpipe", "serve", "--results", str(root), *options]
-    done = subprocess.run(
-        command, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, env={**ENVIRONMENT, **environment}, capture_output=True, text=True)
     assert done.returncode == 2, done
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == 1

@@ -119,6 +119,11 @@ def test_a_scale_may_swap_the_data_and_win_over_settings(config):
     assert len(plan.runs) == 4  # what differed in the data set alone is one run now
 
 
+def test_a_scale_that_names_the_studys_own_data_swaps_none(config):
+    study = {"dataset": "digits", "scales": {"tiny": {"dataset": "digits", "epochs": 1}}}
+    assert resolve(config(a=study, scale="tiny")).studies["a"].ran_on == ""
+
+
 def test_a_study_extends_another(config):
     base = {"seeds": [0], "settings": {"dkd": {"beta": 3}}, "scales": {"tiny": {"epochs": 24}}}
     more = {"extends": "a", "title": "more", "methods": ["dkd"], "settings": {"dkd": {"alpha": 2}}}

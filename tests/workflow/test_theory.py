@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 BENCH = {"name": "kernel_ridge_sine", "label": "γ = 80", "settings": {"gamma": 80, "draws": 20}}
 CHAIN = {"models": "resnet8", "alphas": [0.0, 0.5], "steps": 2}

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests.workflow.conftest import ROOT, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_killed_workflow_has_its_last_news_sent(project):
@@ -37,7 +37,7 @@ def test_a_killed_workflow_has_its_last_news_sent(project):
         return [file for file in runs.glob("*/journal.jsonl") if '"metrics"' in file.read_text()]
 
     try:
-        (journal,) = eventually(trained, 240)
+        (journal,) = eventually(trained)
     finally:
         os.killpg(workflow.pid, signal.SIGKILL)  # Snakemake and its jobs; who follows them lives apart
         workflow.wait()
@@ -52,7 +52,7 @@ def test_a_killed_workflow_has_its_last_news_sent(project):
             else []
         )
 
-    (run,) = eventually(told, 240)
+    (run,) = eventually(told)
     assert run.info.run_name == journal.parent.name
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == list(range(1, journal.read_text().count('"loss"') + 1))

@@ -23,12 +23,15 @@ from kdpipe.plan.imported import store_of
 from kdpipe.plan.jobs import Jobs
 from kdpipe.plan.load import load_plan, study_digest
 from kdpipe.plan.packs import make_packs, marker, read_packs
+from kdpipe.plan.preempted import notice_preempted
 
 # jobs are many small objects that stay: looking through them for rubbish again and again is a tenth of a dry run
 gc.set_threshold(500_000, 50, 100)
 
 # SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+notice_preempted()
 
 # a prefix takes the place of Snakemake's own, which this begins with; jobs run the `kdpipe` of this environment
 shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
