@@ -3,6 +3,7 @@ rule distil_student:
         data=lambda w: f"{data_of(w.student)}/meta.json",
         teacher=lambda w: teacher_stamps(w.student),
         pack=ancient(lambda w: packed_in(w.student)),
+        banks=ancient(lambda w: banked_in(w.student)),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         predictions=f"{RESULTS}/runs/{{student}}/predictions.npz",
