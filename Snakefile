@@ -9,6 +9,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/teachers.smk"
+include: "workflow/rules/banks.smk"
 include: "workflow/rules/students.smk"
 include: "workflow/rules/packs.smk"
 include: "workflow/rules/evaluation.smk"
@@ -45,6 +46,7 @@ rule all:
 
 onstart:
     PACKS.write(Results(Path(RESULTS)), workflow.execution_settings.retries)
+    BANKS.write(Results(Path(RESULTS)))
     follow()  # ends with this process
 
 

@@ -167,6 +167,8 @@ def plan(
 
     Example: kdpipe plan digits_demo --scale smoke
     """
+    from kdpipe.core.paths import Results
+    from kdpipe.plan.banks import make_banks
     from kdpipe.plan.config import names
     from kdpipe.plan.load import load_plan
     from kdpipe.plan.overview import overview
@@ -181,7 +183,8 @@ def plan(
     settings = settings.model_copy(update=change)
     resolved, _ = load_plan(settings, imports=not everything)
     root, folder = Path(settings.results), Path(settings.folder)
-    print(overview(resolved, root, folder, as_json=as_json, runs=runs, device=device))
+    banks = make_banks(resolved, Results(root), settings.bank)
+    print(overview(resolved, root, folder, as_json=as_json, runs=runs, device=device, banks=banks))
 
 
 @app.command()
@@ -340,6 +343,10 @@ def train(
     compared: Annotated[
         Path | None, typer.Option(help="folder of the teacher that the trained network is compared with")
     ] = None,
+    bank: Annotated[
+        list[Path],
+        typer.Option(help="a bank that takes the teacher's place; one for each view of an image"),
+    ] = [],  # noqa: B006 (typer reads the default once)
 ) -> None:
     """Train a teacher, a part of one, or a student, from its saved state if there is one; then measure it.
 
@@ -391,9 +398,66 @@ def train(
                 60 * save_minutes,
                 processes,
                 kept.restored if processes.first else lambda: False,
+                bank,
             ).train()
             if processes.first:
                 _measure(planned, paths, compared)
+
+
+@app.command()
+def bank(
+    bank: Annotated[str, typer.Option(help="the bank as JSON, as the plan holds it")],
+    out: Annotated[Path, typer.Option(help="the bank's folder")],
+    data: Annotated[Path, typer.Option(help="the prepared data set")],
+    teacher: Annotated[list[Path], typer.Option(help="the teacher's weights; once for each fold")],
+    marker: Annotated[Path | None, typer.Option(help="file that says that the bank was made")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+) -> None:
+    """Store a teacher's logits for each image of each epoch, from the epochs that a killed call left if any.
+
+    Students of the same teacher, protocol and seed learn from them the same numbers as from the teacher.
+    """
+    from kdpipe.core.files import write_text
+    from kdpipe.core.paths import BankPaths
+    from kdpipe.core.specs import Bank
+    from kdpipe.engine.bank import make_bank
+    from kdpipe.engine.observe import Count
+    from kdpipe.engine.prepare import load
+
+    planned, place = Bank.model_validate_json(bank), _machine(device, threads)
+    with Count(planned.label, planned.spec.epochs) as told:
+        make_bank(planned, BankPaths(out), load(data), teacher, place, _stop_on_signal(), told)
+    if marker:
+        write_text(marker, f"{planned.name}\n")
+
+
+@app.command()
+def banks(
+    config: ConfigFile = CONFIG,
+    override: Override = [],  # noqa: B006
+    plan_file: PlanFile = None,
+    results: ResultsFolder = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="delete those that no unfinished student of the plan can read")
+    ] = False,
+) -> None:
+    """List the banks that are there and how many unfinished students of the plan can read each.
+
+    Example: kdpipe banks --remove
+    """
+    from kdpipe.plan.banks import remove as remove_banks
+    from kdpipe.plan.banks import stored_banks
+
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    found = stored_banks(resolved, root)
+    for stored in found:
+        state = "whole" if stored.whole else "unfinished"
+        print(f"{stored.bytes / 1e9:9.3f} GB  {state:<11}{stored.unread:4} to read it  {stored.name}")
+    spare = [stored for stored in found if not stored.unread]
+    if remove:
+        remove_banks(spare, root)
+        print(f"{sum(stored.bytes for stored in spare) / 1e9:.3f} GB freed")
 
 
 @app.command()
@@ -797,7 +861,16 @@ def _order(plan: Plan, root: Results, name: str) -> dict[str, Any]:
         "start": start_of(planned.run, root),
         "gradients": planned.gradients,
         "compared": root.root / place if (place := plan.teacher_place(name)) else None,
+        "bank": _banks_there(root, name),
     }
+
+
+def _banks_there(root: Results, name: str) -> list[Path]:
+    """The banks that the workflow has chosen for a student, if they are all there."""
+    from kdpipe.plan.banks import read_banks
+
+    chosen = [root.bank(bank) for bank in read_banks(root).of.get(name, ())]
+    return [paths.root for paths in chosen] if all(paths.record.is_file() for paths in chosen) else []
 
 
 def _kept(

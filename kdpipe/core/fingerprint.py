@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from kdpipe.core import registry
-from kdpipe.core.specs import BenchRun, Run
+from kdpipe.core.specs import Bank, BenchRun, Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,11 +36,14 @@ def fingerprint(files: Iterable[Path]) -> str:
     return hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
 
 
-def code_of(run: Run | BenchRun) -> list[Path]:
-    """The files that a run's numbers depend on: the engine and the plug-ins it names."""
+def code_of(run: Run | BenchRun | Bank) -> list[Path]:
+    """The files that the numbers of a run or a bank depend on: the engine and the plug-ins it names."""
     if isinstance(run, BenchRun):
         data = [_reader(run.spec.data.name)] if run.spec.data else []
         return [ROOT / "engine" / "bench.py", registry.benches.file(run.spec.bench.name), *data]
+    if isinstance(run, Bank):
+        data = [_reader(run.spec.data.dataset)]
+        return [ROOT / "engine" / "bank.py", registry.models.file(run.model), *data]
     spec = run.spec
     plugins = [_reader(spec.data.dataset), registry.models.file(spec.model.name)]
     if run.imported:

@@ -114,6 +114,33 @@ class RunPaths:
 
 
 @dataclass(frozen=True)
+class BankPaths:
+    """A bank, `results/banks/<label>-<id>/`. No rule declares its files: an interrupted job keeps them."""
+
+    root: Path
+
+    @property
+    def logits(self) -> Path:
+        """Epochs x samples x classes; bfloat16 as `uint16` of the same bits."""
+        return self.root / "logits.npy"
+
+    @property
+    def record(self) -> Path:
+        """What the logits are of, and a checksum of each epoch; written when all are there."""
+        return self.root / "bank.json"
+
+    @property
+    def progress(self) -> Path:
+        """The same of the epochs that a bank in the making has."""
+        return self.root / "progress.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that makes the bank, as long as it lives."""
+        return self.root / ".lock"
+
+
+@dataclass(frozen=True)
 class ImportPaths:
     """An imported checkpoint, `results/imported/<dataset>_<model>-<hash of its file>/`.
 
@@ -162,6 +189,15 @@ class Results:
     def measures(self, study: str) -> Path:
         """What says that a study's results are measured: the place of each, and a hash of its sources."""
         return self.study(study) / "measures.json"
+
+    def bank(self, name: str) -> BankPaths:
+        """Files of a bank."""
+        return BankPaths(self.banks / name)
+
+    @property
+    def banks(self) -> Path:
+        """Folder of the banks: which students read which, and a marker for each that was made."""
+        return self.root / "banks"
 
     @property
     def packs(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,9 +11,12 @@ from kdpipe.core.ids import digest, slug
 
 ENGINE_REVISION = 1  # bump when the training loop itself gives other numbers
 IMPORTED = "imported"  # the recipe of teachers whose weights come from a file
+AUGMENTATION = "augmentation"  # stream of the first view of a batch
+FURTHER = "view"  # start of the streams' names of the other, independent ones
 
 Rule = Literal["lowest_nll", "lowest_ece", "best_accuracy"]
 Precision = Literal["float32", "float16"]
+Storage = Literal["float32", "float16", "bfloat16"]
 
 
 class Frozen(BaseModel):
@@ -60,6 +63,23 @@ class Protocol(Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     max_grad_norm: float = Field(0.0, ge=0)
+
+
+Steps = tuple[Augmentation, ...]
+
+
+def streams(
+    augmentation: Steps, further: Sequence[Steps] = (), first: str = AUGMENTATION
+) -> dict[str, Steps]:
+    """The streams of views that batches carry, by name, and what makes each.
+
+    Args:
+        augmentation: the protocol's steps.
+        further: for each further view, steps that follow the protocol's own, which are drawn anew for it.
+        first: name of the first stream.
+    """
+    others = {f"{FURTHER} {number}": (*augmentation, *steps) for number, steps in enumerate(further, 2)}
+    return {first: augmentation, **others}
 
 
 class DataSpec(Frozen):
@@ -127,9 +147,10 @@ class TeacherRef(Frozen):
         folds: how many networks it consists of, each teaching the part of the data that it did not learn.
         choice: the rule that picks the epoch, once the teacher is trained.
         precision: how the weights of `epoch` or `anchors` are kept.
+        logits: what its logits are rounded to before a student reads them, from a bank or not.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds", "choice", "precision"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"anchors", "part", "folds", "choice", "precision", "logits"})
 
     run: str
     epoch: int | None = None
@@ -138,6 +159,7 @@ class TeacherRef(Frozen):
     folds: int = 0
     choice: Choice | None = None
     precision: Precision = "float32"
+    logits: Precision = "float32"
 
     @property
     def checkpoints(self) -> tuple[str | None, ...]:
@@ -254,6 +276,67 @@ class Run(Frozen):
         """SHA-256 of the file that the weights come from; None for a run that is trained."""
         recipe = self.spec.recipe
         return recipe.settings["sha256"] if recipe and recipe.name == IMPORTED else None
+
+
+class BankSpec(Frozen):
+    """A teacher's logits for one view of every training image in every epoch, fully specified.
+
+    Students with equal specs read the same numbers, whatever their methods make of them.
+
+    Attributes:
+        engine: revision of the training loop.
+        data: what the students see.
+        teacher: whose logits they are.
+        view: name of the stream of views.
+        augmentation: everything that makes the views, in order.
+        batch_size, epochs, precision, compile: as the students' protocol states them.
+        seed: of order and augmentation, which is the students'.
+    """
+
+    engine: int = ENGINE_REVISION
+    data: DataSpec
+    teacher: TeacherRef
+    view: str
+    augmentation: Steps
+    batch_size: int
+    epochs: int
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Hash of the canonical spec."""
+        return digest(identity(self))
+
+    @property
+    def storage(self) -> Storage:
+        """The smallest type that holds the logits as the students are given them."""
+        return "bfloat16" if self.precision == "bfloat16" else self.teacher.logits
+
+
+class Bank(Frozen):
+    """A bank with what a reader wants to know about it; only `spec` makes its id.
+
+    Attributes:
+        spec: the resolved settings.
+        label: readable start of its folder's name; never parsed.
+        model: the teacher's network.
+    """
+
+    spec: BankSpec
+    label: str
+    model: str
+
+    @property
+    def id(self) -> str:
+        """Hash of the canonical spec."""
+        return self.spec.id
+
+    @property
+    def name(self) -> str:
+        """Name of the bank's folder: `<label>-<id>`."""
+        return f"{slug(self.label)}-{self.id}"
 
 
 class BenchSpec(Frozen):

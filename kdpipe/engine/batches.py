@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpipe.api import Batch, ImageFiles, Split
 from kdpipe.core.errors import ConfigError
-from kdpipe.core.specs import Augmentation, Protocol
+from kdpipe.core.specs import AUGMENTATION, BankSpec, Protocol, Steps, streams
 from kdpipe.engine.augment import Pipeline
 from kdpipe.engine.ondisk import evaluation_views, training_views
 from kdpipe.engine.prepare import Prepared
@@ -22,9 +22,6 @@ from kdpipe.engine.streams import generator
 
 Preprocess = Callable[[Tensor], Tensor]
 """uint8 images (B x H x W x C) to what a network is given (B x C x H x W, channels-last in memory)."""
-
-AUGMENTATION = "augmentation"  # stream of the first view
-FURTHER = "view"  # start of the streams' names of the other, independent ones
 
 
 class Normalise:
@@ -75,6 +72,7 @@ class Batches:
             augmentation, which is drawn anew for it.
         workers: processes that decode images which lie on disk; None is one per thread of torch.
         processes: which share the decoding; each deals whole batches.
+        view: name of the stream that the batches' own images are drawn from.
 
     Raises:
         ConfigError: there is a single image.
@@ -84,12 +82,13 @@ class Batches:
         self,
         split: Split,
         normalise: Preprocess,
-        protocol: Protocol,
+        protocol: Protocol | BankSpec,
         seed: int,
         device: torch.device,
-        further: Sequence[Sequence[Augmentation]] = (),
+        further: Sequence[Steps] = (),
         workers: int | None = None,
         processes: Processes = ALONE,
+        view: str = AUGMENTATION,
     ) -> None:
         if len(split.labels) < 2:
             raise ConfigError(
@@ -100,9 +99,8 @@ class Batches:
         self.images = split.images if isinstance(split.images, ImageFiles) else resident(split.images, device)
         self.normalise, self.seed, self.device = normalise, seed, device
         self.size = protocol.batch_size
-        self.pipelines = {AUGMENTATION: Pipeline(protocol.augmentation)}
-        for number, steps in enumerate(further, 2):
-            self.pipelines[f"{FURTHER} {number}"] = Pipeline((*protocol.augmentation, *steps))
+        drawn = streams(protocol.augmentation, further, view)
+        self.pipelines = {name: Pipeline(steps) for name, steps in drawn.items()}
         self.workers = torch.get_num_threads() if workers is None else workers
         self.processes = processes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 from kdpipe.core.specs import Run
 
@@ -97,6 +97,49 @@ class Bar:
         """Close the bar."""
         self._bar.update(self._task, summary=status)
         self._bar.stop()
+
+
+class Count:
+    """How far a job of many epochs is: a bar on a terminal, else now and then a line.
+
+    Args:
+        label: whose epochs they are.
+        epochs: how many there are.
+        every: least seconds between two lines.
+    """
+
+    def __init__(self, label: str, epochs: int, every: float = 10.0) -> None:
+        self.label, self.epochs, self.every = label, epochs, every
+        self._last = 0.0
+        self._bar: Any = None
+
+    def __enter__(self) -> Count:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True))
+            self._task = self._bar.add_task(self.label, total=self.epochs)
+            self._bar.start()
+        return self
+
+    def __call__(self, epoch: int, seconds: float) -> None:
+        """Tell that so many epochs are done, the last of them in so many seconds."""
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=epoch)
+        elif epoch in (0, self.epochs) or now - self._last >= self.every:
+            self._last = now
+            with suppress(OSError):  # a closed terminal or a full disk stops nothing
+                print(
+                    f"{self.label}: epoch {epoch}/{self.epochs}, {seconds:.1f} s each",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
 
 
 def summary(row: Row) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdpipe.api import HeldOut, ImageFiles, Outputs
 from kdpipe.core.files import atomic
-from kdpipe.core.specs import Protocol, RunSpec
+from kdpipe.core.specs import BankSpec, Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
 from kdpipe.engine.prepare import Prepared, positions, select
 from kdpipe.engine.processes import ALONE, Processes
@@ -21,7 +21,7 @@ from kdpipe.engine.processes import ALONE, Processes
 BATCH = 500
 
 
-def autocast(protocol: Protocol, device: torch.device) -> torch.autocast:
+def autocast(protocol: Protocol | BankSpec, device: torch.device) -> torch.autocast:
     """The precision of forward passes under a protocol."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=protocol.precision == "bfloat16")
 

@@ -12,17 +12,19 @@ import numpy as np
 
 from kdpipe import __version__
 from kdpipe.core.fingerprint import ROOT, code_of, fingerprint
-from kdpipe.core.specs import BenchRun, Run
+from kdpipe.core.specs import Bank, BenchRun, Run
 
 if TYPE_CHECKING:
     import torch
 
 
-def provenance(run: Run | BenchRun, device: torch.device | None = None, threads: int = 0) -> dict[str, Any]:
+def provenance(
+    run: Run | BenchRun | Bank, device: torch.device | None = None, threads: int = 0
+) -> dict[str, Any]:
     """What is known before a run: versions, code, hardware, job.
 
     Args:
-        run: the run.
+        run: the run, or the bank.
         device: where it trains; None for a bench, which does without torch.
         threads: processor threads of a bench; those of torch are asked of torch.
     """

@@ -28,6 +28,44 @@ from kdpipe.core.paths import RunPaths
 State = dict[str, Any]
 
 
+@contextmanager
+def locked(path: Path, does: str, wait: float = 60.0) -> Iterator[None]:
+    """Hold a lock file against a second process.
+
+    Args:
+        path: the file.
+        does: what the process that holds it does, in words.
+        wait: seconds that a dying predecessor gets.
+
+    Raises:
+        ResultsError: another process still holds it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 (the lock lives as long as the file)
+    except OSError as error:
+        raise write_error(path, error) from error
+    with file:
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    file.seek(0)
+                    raise ResultsError(
+                        f"another process {does}: {file.read().decode() or 'unknown'}",
+                        where=str(path),
+                        fix="wait for it, or stop it",
+                    ) from None
+                time.sleep(0.2)
+        with suppress(OSError):  # only a second process would ask who holds it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+
+
 class StateStore:
     """The state files of one run.
 
@@ -73,30 +111,7 @@ class StateStore:
         Raises:
             ResultsError: another process is still training this run.
         """
-        path = RunPaths(self.folder.parent).lock
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (the lock lives as long as the file)
-        except OSError as error:
-            raise write_error(path, error) from error
-        with file:
-            end = time.monotonic() + wait
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        file.seek(0)
-                        raise ResultsError(
-                            f"another process is training this run: {file.read().decode() or 'unknown'}",
-                            where=str(path),
-                            fix="wait for it, or stop it",
-                        ) from None
-                    time.sleep(0.2)
-            with suppress(OSError):  # only a second process would ask who holds it
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        with locked(RunPaths(self.folder.parent).lock, "is training this run", wait):
             yield
 
     @property

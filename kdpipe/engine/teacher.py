@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from kdpipe.api import DataInfo, ModelSpec, Outputs, TeacherPart, Wish
+from kdpipe.core.specs import Precision
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.processes import ALONE
 from kdpipe.engine.weights import load_weights
@@ -33,6 +35,7 @@ class Teacher:
         part: what was trained on top of it, and the weights of that.
         data: what the part may know of the training data.
         shared: what is done to a network that sees a part of each batch (`Processes.shared`).
+        logits: what its logits are rounded to.
 
     Attributes:
         shapes: shapes of its taps, those of the part included.
@@ -51,6 +54,7 @@ class Teacher:
         part: tuple[TeacherPart, Path] | None,
         data: DataInfo,
         shared: Callable[[nn.Module], nn.Module] = ALONE.shared,
+        logits: Precision = "float32",
     ) -> None:
         taps = expand(spec, (*wish.teacher, *(part[0].taps().teacher if part else ())))
         self.models = nn.ModuleList().eval()
@@ -65,6 +69,7 @@ class Teacher:
         self._catch = [catch(model, spec, taps) for model in self.models]
         self._fold = folds(data.labels, len(weights)).to(device) if len(weights) > 1 else None
         self._autocast = autocast
+        self._rounds = logits == "float16"
         self.shapes = shapes(self.models[0], spec, taps, prepared.shape)
         self._part = None
         if part is not None:
@@ -74,6 +79,9 @@ class Teacher:
             self._part.eval().requires_grad_(False)
             self.shapes = extended_shapes(self._part, self.shapes)
             self._part.to(device)
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins: nothing to do for a teacher that sees the images itself."""
 
     def __call__(self, inputs: Sequence[Tensor], index: Tensor) -> Outputs:
         """Its outputs for each input, as ordinary float32 tensors without gradient.
@@ -86,7 +94,8 @@ class Teacher:
             out = through(lambda images: self._pass(images, index), inputs)
             if self._part is not None:
                 out = extended(self._part, out)
-            return in_float32(out)
+            out = in_float32(out)
+        return _rounded(out) if self._rounds else out
 
     def _pass(self, images: Tensor, index: Tensor) -> Outputs:
         if self._fold is None:
@@ -99,6 +108,11 @@ class Teacher:
             torch.cat([p.logits for p in parts])[back],
             {name: torch.cat([p.taps[name] for p in parts])[back] for name in parts[0].taps},
         )
+
+
+def _rounded(out: Outputs) -> Outputs:
+    """The outputs with logits that float16 holds exactly."""
+    return replace(out, logits=out.logits.half().float(), more=tuple(map(_rounded, out.more)))
 
 
 def _frozen(model: nn.Module, batch_statistics: bool) -> nn.Module:

@@ -33,6 +33,7 @@ from kdpipe.core.errors import ConfigError, Interrupted
 from kdpipe.core.files import read_json, sha256, write_json, write_text
 from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
+from kdpipe.engine.bank import Banked
 from kdpipe.engine.batches import Batches, preprocessing
 from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
@@ -47,6 +48,7 @@ from kdpipe.engine.stop import Stop
 from kdpipe.engine.streams import seeded, stream_seed
 from kdpipe.engine.teacher import Teacher
 from kdpipe.engine.weights import load_weights, save_weights, start_from
+from kdpipe.nn.banked import banks_for
 from kdpipe.nn.cost import cost
 from kdpipe.nn.gradients import compared
 from kdpipe.nn.taps import catch, expand, in_float32, shapes, through, transformed
@@ -75,6 +77,7 @@ class Trainer:
             no number of the training.
         processes: which share the networks' passes; the first alone writes and has observers.
         finished: whether another process has finished the run by now; asked once this one holds its lock.
+        banks: folders of banks that take the teacher's place. This changes no number of the training.
     """
 
     run: Run
@@ -92,6 +95,7 @@ class Trainer:
     save_every: float = 600.0
     processes: Processes = ALONE
     finished: Callable[[], bool] = lambda: False
+    banks: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         spec, protocol = self.run.spec, self.run.spec.protocol
@@ -303,6 +307,8 @@ class Trainer:
             self.watched = {}
             torch.manual_seed(stream_seed(spec.seed, "method", epoch))
             self._choose_anchor(at)
+        if self.teacher:
+            self.teacher.begin(epoch)
         lr = rate(spec.protocol, epoch)
         if isinstance(self.objective, Method):
             lr = rate(spec.protocol, max(self.objective.schedule_epoch(at), 0))
@@ -350,7 +356,10 @@ class Trainer:
             return True
         return bool(self.history) and not np.isfinite(self.history[-1]["loss"])
 
-    def _load_teacher(self) -> Teacher | None:
+    def _load_teacher(self) -> Teacher | Banked | None:
+        if self.banks:
+            wanted = banks_for(self.run.spec, self.objective)
+            return Banked(wanted, self.banks, self.teachers, self.prepared, self.device)
         if not self.teachers:
             return None
         name = self.run.pair[0] or ""
@@ -366,6 +375,7 @@ class Trainer:
             (part, self.part) if part is not None and self.part is not None else None,
             self.data,
             self.processes.shared,
+            ref.logits if ref else "float32",
         )
 
     def _choose_anchor(self, at: Progress) -> None:
@@ -465,6 +475,7 @@ class Trainer:
             "seconds": sum(row["seconds"] for row in self.history),
             "data": self.prepared.checksums,
             "teacher": [sha256(weights) for weights in self.teachers],
+            "banks": self.teacher.names if isinstance(self.teacher, Banked) else [],
             "processes": self.processes.size,
             "cost": self._costs(),
         }

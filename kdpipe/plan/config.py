@@ -22,6 +22,7 @@ LARGEST = 100_000  # values in a settings file
 
 Rule = Literal[
     "adopt_teacher",
+    "bank_logits",
     "distil_student",
     "run_bench",
     "sample_checkpoint",
@@ -70,6 +71,23 @@ class Cluster(Frozen):
     )
 
 
+class BankSettings(Frozen):
+    """When teachers' logits are stored for their students; see docs/guides/banks.md."""
+
+    use: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="auto: where two or more students would read a bank, if that saves more than a job costs "
+        "and it fits into `most_gb`; always: wherever a student can read one; never: each student runs its "
+        "teacher itself",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="float16 halves the banks of float32 trainings; logits are rounded to it, so it makes "
+        "other runs. bfloat16 trainings need two bytes anyway, and lose nothing",
+    )
+    most_gb: float = Field(50.0, ge=0, description="auto: gigabytes that all banks together may take")
+
+
 class Config(Frozen):
     """What to run and where; the workflow's `config/config.yaml`."""
 
@@ -98,6 +116,7 @@ class Config(Frozen):
         ge=1,
         description="trainings that share one job, side by side as its processors allow; 1: a job each",
     )
+    bank: BankSettings = Field(BankSettings(), description="a teacher's logits, stored for all its students")
     tracking: str | None = Field(
         None, description="address of an MLflow server; null is the embedded results/mlflow.db"
     )

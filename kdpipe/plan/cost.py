@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
@@ -15,14 +16,16 @@ from kdpipe.core.errors import UnknownNameError, UserError
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import Results, RunPaths
 from kdpipe.core.specs import Frozen, RunSpec
+from kdpipe.plan.banks import Banks
 from kdpipe.plan.config import parse, read_yaml
-from kdpipe.plan.plan import Plan, PlannedRun
+from kdpipe.plan.plan import Plan, PlannedBank, PlannedRun
 
+NO_BANKS = Banks()
 FLOAT = 4  # bytes
 INDEX = 16  # bytes of an image's label and place
 
-Key = tuple[str, str | None, str | None, str, int, str]
-"""What a speed depends on, on one device: data set, networks, objective, batch size, precision."""
+Key = tuple[str, str | None, str | None, str, int, str, bool]
+"""What a speed depends on, on one device: data set, networks, objective, batch size, precision, banks."""
 
 
 Stored = tuple[str, Key | str, float]
@@ -87,32 +90,60 @@ class Estimate(NamedTuple):
     measured: bool
 
 
-def estimate(planned: PlannedRun, rates: Rates) -> Estimate | None:
+def estimate(planned: PlannedRun, rates: Rates, banked: bool = False) -> Estimate | None:
     """How long a run takes on a device; None where its images are not counted yet, or no speed is known.
 
         seconds = epochs (N / B max(B step / rate, least) + M forward / rate)
 
     for N training images an epoch in batches of B, M images predicted after it, and the multiply-adds of
     both. Where the images per second of such a run are measured, they make the rate, and nothing is least.
-    GPUs that share a run are taken to share its work evenly, at no cost.
+    GPUs that share a run are taken to share its work evenly, at no cost. A student that reads banks does
+    without its teacher's passes; where only the speed of such students is measured, or only that of others,
+    the other one follows from it.
+
+    Args:
+        planned: the run.
+        rates: of the device.
+        banked: whether it reads banks.
     """
     work = planned.work
-    speed = rates.measured.get(speed_key(planned.run.spec, planned.run.pair))
-    if work is None or not (speed or rates.rate):
+    if work is None:
+        return None
+    each, speed = work.step - (work.taught if banked else 0), None
+    for alike in (banked, not banked):
+        speed = rates.measured.get(speed_key(planned.run.spec, planned.run.pair, alike))
+        if speed:
+            speed *= (work.step - (work.taught if alike else 0)) / each if each else 1
+            break
+    if not (speed or rates.rate):
         return None
     if not work.epochs:  # an imported network is only measured
         return Estimate(work.stored * work.forward / rates.rate, measured=False) if rates.rate else None
-    rate = speed * work.step if speed else rates.rate
+    rate = speed * each if speed else rates.rate
     batch = planned.run.spec.protocol.batch_size
-    step = batch * work.step / rate if speed else max(batch * work.step / rate, rates.least)
+    step = batch * each / rate if speed else max(batch * each / rate, rates.least)
     epoch = work.images / batch * step + work.watched * work.forward / rate
     return Estimate(work.epochs * epoch / planned.run.gpus, speed is not None)
 
 
-def speed_key(spec: RunSpec, pair: tuple[str | None, str | None]) -> Key:
+def making(planned: PlannedBank, rates: Rates) -> float | None:
+    """Seconds that it takes to make a bank; None where that is not known."""
+    return planned.passes / rates.rate if planned.passes and rates.rate else None
+
+
+def seconds_of(plan: Plan, rates: Rates, banks: Banks) -> dict[str, float]:
+    """Seconds of every run, and of every bank that students read, as far as they are known."""
+    runs = {name: estimate(run, rates, name in banks.of) for name, run in plan.runs.items()}
+    made = {bank: making(plan.banks[bank], rates) for bank in banks.markers}
+    return {name: known.seconds for name, known in runs.items() if known} | {
+        bank: seconds for bank, seconds in made.items() if seconds is not None
+    }
+
+
+def speed_key(spec: RunSpec, pair: tuple[str | None, str | None], banked: bool = False) -> Key:
     """What a run's speed depends on."""
     protocol = spec.protocol
-    return (spec.data.dataset, *pair, spec.objective.name, protocol.batch_size, protocol.precision)
+    return (spec.data.dataset, *pair, spec.objective.name, protocol.batch_size, protocol.precision, banked)
 
 
 def room(planned: PlannedRun) -> int:
@@ -135,19 +166,21 @@ def prepared(plan: Plan) -> int:
     return sum({p.data: p.work.data for p in plan.runs.values() if p.work}.values())
 
 
-def longest_path(plan: Plan, rates: Rates) -> list[tuple[str, float]]:
-    """The runs that follow each other for the longest time, in order, each with its seconds.
+def longest_path(plan: Plan, rates: Rates, banks: Banks = NO_BANKS) -> list[tuple[str, float]]:
+    """The runs and banks that follow each other for the longest time, in order, each with its seconds.
 
     No number of machines finishes the plan sooner. Runs without an estimate take no time here.
     """
+    seconds = seconds_of(plan, rates, banks)
+    needs = {name: [*plan.needs(name), *banks.of.get(name, ())] for name in plan.runs}
+    needs |= {bank: [plan.banks[bank].teacher] for bank in banks.markers}
     ends: dict[str, float] = {}
-    for run in plan.in_order():
-        known = estimate(plan.runs[run], rates)
-        ends[run] = max((ends[b] for b in plan.needs(run)), default=0.0) + (known.seconds if known else 0.0)
+    for name in TopologicalSorter(needs).static_order():
+        ends[name] = max((ends[b] for b in needs[name]), default=0.0) + seconds.get(name, 0.0)
     path: list[tuple[str, float]] = []
     last = max(ends, key=lambda run: ends[run], default=None)
     while last:
-        before = max(plan.needs(last), key=lambda run: ends[run], default=None)
+        before = max(needs[last], key=lambda run: ends[run], default=None)
         path.append((last, ends[last] - (ends[before] if before else 0.0)))
         last = before
     return path[::-1]
@@ -204,7 +237,7 @@ def _rates(plan: Plan, device: str, stored: Sequence[Stored], file: ThroughputFi
         else:
             speeds.setdefault(key, []).append(value)
     measured: dict[Key, float] = {
-        (s.dataset, s.teacher, s.student, s.objective, s.batch_size, s.precision): s.images_per_second
+        (s.dataset, s.teacher, s.student, s.objective, s.batch_size, s.precision, False): s.images_per_second
         for s in file.measured
         if s.device == device
     }
@@ -222,9 +255,11 @@ def _rate(
         return stated.rate, stated.least_ms / 1000, stated.source
     reached = {}
     for planned in plan.runs.values():
-        key = speed_key(planned.run.spec, planned.run.pair)
-        if planned.work and planned.work.step and key in measured:
-            reached[key] = measured[key] * planned.work.step
+        for banked in (False, True):
+            key = speed_key(planned.run.spec, planned.run.pair, banked)
+            if planned.work and planned.work.step and key in measured:
+                step = planned.work.step - (planned.work.taught if banked else 0)
+                reached[key] = measured[key] * step
     if not reached:
         return 0.0, 0.0, ""
     count = len(reached)
@@ -253,7 +288,7 @@ def _stored(results: Results) -> Iterator[Stored]:
             if steps:
                 spec, (teacher, student) = RunSpec.model_validate(run["spec"]), run["pair"]
                 speed = 1000 * spec.protocol.batch_size / sum(steps) / record.get("processes", 1)
-                yield device, speed_key(spec, (teacher, student)), speed
+                yield device, speed_key(spec, (teacher, student), bool(record.get("banks"))), speed
         except (UserError, KeyError, TypeError, ValueError, AttributeError):
             continue
 
@@ -278,14 +313,17 @@ class Bill:
     disk: int
 
 
-def bill(plan: Plan, names: Iterable[str], rates: Rates, made: Mapping[str, bool]) -> Bill:
-    """What the runs called `names` cost.
+def bill(
+    plan: Plan, names: Iterable[str], rates: Rates, made: Mapping[str, bool], banks: Banks = NO_BANKS
+) -> Bill:
+    """What the runs called `names` cost, without the banks that some of them read.
 
     Args:
         plan: holds them.
         names: of runs, those of benches included.
         rates: of the device.
         made: whether each run's results are there.
+        banks: the banks that are read.
     """
     hours = left = 0.0
     counts: Counter[str] = Counter()
@@ -295,7 +333,7 @@ def bill(plan: Plan, names: Iterable[str], rates: Rates, made: Mapping[str, bool
             seconds = rates.benches.get(plan.benches[name].run.spec.bench.name)
             known = None if seconds is None else Estimate(seconds, measured=True)
         else:
-            known = estimate(plan.runs[name], rates)
+            known = estimate(plan.runs[name], rates, name in banks.of)
             disk += room(plan.runs[name])
         kind = "unknown" if known is None else "measured" if known.measured else "computed"
         counts[kind] += 1

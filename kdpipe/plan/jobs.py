@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.core.paths import Results
+from kdpipe.plan.banks import Banks
 from kdpipe.plan.config import Cluster, Config, Request, Rule
-from kdpipe.plan.cost import estimate, read_rates
+from kdpipe.plan.cost import NO_BANKS, read_rates, seconds_of
 from kdpipe.plan.plan import Plan
 
 RESOURCES = {  # a key of the site file -> what Snakemake's executor calls it
@@ -30,10 +31,13 @@ class Jobs:
         plan: its runs' times are estimated.
         config: says what the site wants; where it does not, jobs have the resources that their rule names.
         estimated: whether to estimate at all: it reads what the results hold, and a job on a node need not.
+        banks: the banks that students read.
     """
 
-    def __init__(self, plan: Plan, config: Config, *, estimated: bool = True) -> None:
-        self._plan, self._config, self._estimated = plan, config, estimated
+    def __init__(
+        self, plan: Plan, config: Config, *, estimated: bool = True, banks: Banks = NO_BANKS
+    ) -> None:
+        self._plan, self._config, self._estimated, self._banks = plan, config, estimated, banks
 
     def __call__(
         self,
@@ -52,7 +56,7 @@ class Jobs:
                 wildcards that gives it.
             runtime: minutes of the first attempt, where the site says nothing and no estimate is known.
             gpu: GPUs of a job, or a function of its wildcards that gives them; none if `gpus` is 0.
-            runs: a function of a job's wildcards that names the runs that it trains.
+            runs: a function of a job's wildcards that names the runs that it trains, or the bank it makes.
         """
         cluster = self._config.cluster
         gpu = gpu if self._config.gpus else 0
@@ -85,13 +89,12 @@ class Jobs:
 
     @cached_property
     def _seconds(self) -> Mapping[str, float]:
-        """Run -> seconds, as far as they are known."""
+        """Run or bank -> seconds, as far as they are known."""
         cluster, results = self._config.cluster, Results(Path(self._config.results))
         if not (self._estimated and cluster):
             return {}
         rates = read_rates(self._plan, results, Path(self._config.folder), cluster.device)
-        found = {name: estimate(run, rates) for name, run in self._plan.runs.items()} if rates else {}
-        return {name: known.seconds for name, known in found.items() if known}
+        return seconds_of(self._plan, rates, self._banks) if rates else {}
 
 
 def request(cluster: Cluster, rule: Rule, gpu: bool) -> Request:

@@ -21,7 +21,10 @@ from kdpipe.plan.plan import Plan, PlannedStudy
 
 PLANS_KEPT = 20
 PLAN_AGE = 30 * 24 * 3600.0  # seconds; jobs that wait in a queue still read their plan
-DECISIVE = {"studies", "study", "scale", "settings", "checkpoint_precision", "folder"}
+DECISIVE: dict[str, Any] = {
+    **dict.fromkeys(("studies", "study", "scale", "settings", "checkpoint_precision", "folder"), True),
+    "bank": {"precision"},
+}
 _SOURCES = ("core", "api", "nn", "plan")  # rooms whose code decides what a plan holds
 
 

@@ -12,7 +12,20 @@ from typing import Any
 
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import Results, RunPaths
-from kdpipe.plan.cost import Bill, Estimate, Rates, bill, estimate, longest_path, prepared, read_rates, room
+from kdpipe.plan.banks import Banks
+from kdpipe.plan.cost import (
+    NO_BANKS,
+    Bill,
+    Estimate,
+    Rates,
+    bill,
+    estimate,
+    longest_path,
+    making,
+    prepared,
+    read_rates,
+    room,
+)
 from kdpipe.plan.imported import missing_imports
 from kdpipe.plan.plan import Plan, PlannedStudy
 
@@ -34,6 +47,7 @@ def overview(
     as_json: bool = False,
     runs: bool = False,
     device: str = "",
+    banks: Banks = NO_BANKS,
 ) -> str:
     """What a plan holds: of each study its runs and skipped cells, and of all what they cost.
 
@@ -44,6 +58,7 @@ def overview(
         as_json: everything, every run included, as JSON.
         runs: list every run with its state.
         device: part of the name of the device that is planned for; see `kdpipe.plan.cost.read_rates`.
+        banks: the banks that students read.
 
     Raises:
         UnknownNameError: no device has that name.
@@ -52,16 +67,21 @@ def overview(
     states |= {name: bench_state(Results(results).run(name)) for name in plan.benches}
     rates = read_rates(plan, Results(results), folder, device)
     if as_json:
-        return json.dumps(_as_json(plan, states, rates), indent=1)
+        return json.dumps(_as_json(plan, states, rates, banks, Results(results)), indent=1)
     lines: list[str] = []
     for study in plan.studies.values():
-        lines += [*_about(study, plan, states, rates, runs), ""]
-    lines += _in_all(plan, states, rates, Results(results))
+        lines += [*_about(study, plan, states, rates, runs, banks), ""]
+    lines += _in_all(plan, states, rates, Results(results), banks)
     return "\n".join(lines)
 
 
 def _about(
-    study: PlannedStudy, plan: Plan, states: Mapping[str, str], rates: Rates | None, listed: bool
+    study: PlannedStudy,
+    plan: Plan,
+    states: Mapping[str, str],
+    rates: Rates | None,
+    listed: bool,
+    banks: Banks,
 ) -> Iterator[str]:
     """A study: its runs, those that it shares, and what it skips."""
     scale = study.scale + (f", on {study.ran_on}" if study.ran_on else "")
@@ -82,21 +102,24 @@ def _about(
         yield f"    {why}"
         yield from textwrap.wrap("; ".join(cells), WIDTH, initial_indent="      ", subsequent_indent="      ")
     if rates and names:
-        cost = _bill(plan, names, rates, states)
+        cost = _bill(plan, names, rates, states, banks)
         if cost.unknown < len(names):
             yield f"  about {_hours(cost.hours)} and {_size(cost.disk)}"
 
 
-def _in_all(plan: Plan, states: Mapping[str, str], rates: Rates | None, results: Results) -> Iterator[str]:
+def _in_all(
+    plan: Plan, states: Mapping[str, str], rates: Rates | None, results: Results, banks: Banks
+) -> Iterator[str]:
     """All studies together: their runs, hours, room on disk, and the longest path."""
     names = [*plan.runs, *plan.benches]
     yield f"{_counted(names, plan)} in all: {_tally(states[name] for name in names)}"
     absent = dict.fromkeys(error.fix for error in missing_imports(plan, results) if error.fix)
     yield from (f"first:   {command}" for command in absent)
+    yield from _told("banks", _banked(plan, banks, rates, results)) if banks.of else ()
     if rates is None:
         yield "hours: nothing is known of any device: no finished run, and no throughput.yaml"
         return
-    cost = _bill(plan, names, rates, states)
+    cost = _bill(plan, names, rates, states, banks)
     yield from _told(
         "hours", f"{_hours(cost.hours)} of one {rates.device}, {_hours(cost.left)} of them still to run"
     )
@@ -104,7 +127,7 @@ def _in_all(plan: Plan, states: Mapping[str, str], rates: Rates | None, results:
     data = prepared(plan)
     yield from _told("disk", f"{_size(cost.disk + data)}, {_size(data)} of them prepared data")
     yield from _told("kept", kept) if (kept := _kept(plan)) else ()
-    if path := longest_path(plan, rates):
+    if path := longest_path(plan, rates, banks):
         total = sum(seconds for _, seconds in path)
         yield from _told(
             "longest",
@@ -151,8 +174,28 @@ def _shared(study: PlannedStudy, plan: Plan, names: Iterable[str]) -> dict[str, 
     return dict(sorted(counts.items()))
 
 
-def _bill(plan: Plan, names: Iterable[str], rates: Rates, states: Mapping[str, str]) -> Bill:
-    return bill(plan, names, rates, {name: own in MADE for name, own in states.items()})
+def _bill(plan: Plan, names: Iterable[str], rates: Rates, states: Mapping[str, str], banks: Banks) -> Bill:
+    return bill(plan, names, rates, {name: own in MADE for name, own in states.items()}, banks)
+
+
+def _banked(plan: Plan, banks: Banks, rates: Rates | None, results: Results) -> str:
+    """The banks that students read: how many, their room, and the hours that they take and save."""
+    new = [bank for bank in banks.markers if not results.bank(bank).record.is_file()]
+    size = sum(plan.banks[bank].bytes for bank in banks.markers)
+    there = f", {len(banks.markers) - len(new)} of them there" if len(new) < len(banks.markers) else ""
+    text = (
+        f"{_number(len(banks.markers), 'bank')} for {_number(len(banks.of), 'student')}, {_size(size)}{there}"
+    )
+    if rates is None or not rates.rate:
+        return text
+    make = sum(making(plan.banks[bank], rates) or 0.0 for bank in new) / 3600
+    return f"{text}; {_hours(make)} to make and {_hours(_saved(plan, banks, rates))} less for the students"
+
+
+def _saved(plan: Plan, banks: Banks, rates: Rates) -> float:
+    """Hours that banks save the students that read them."""
+    both = [(estimate(plan.runs[n], rates), estimate(plan.runs[n], rates, banked=True)) for n in banks.of]
+    return sum(alone.seconds - read.seconds for alone, read in both if alone and read) / 3600
 
 
 def state(paths: RunPaths) -> str:
@@ -205,7 +248,9 @@ def _size(size: float) -> str:
     return f"{size:.3g} {units[0]}"
 
 
-def _as_json(plan: Plan, states: Mapping[str, str], rates: Rates | None) -> dict[str, Any]:
+def _as_json(
+    plan: Plan, states: Mapping[str, str], rates: Rates | None, banks: Banks, results: Results
+) -> dict[str, Any]:
     def seconds(known: Estimate | None) -> dict[str, Any]:
         return {"seconds": known.seconds, "measured": known.measured} if known else {}
 
@@ -218,7 +263,8 @@ def _as_json(plan: Plan, states: Mapping[str, str], rates: Rates | None) -> dict
             "checkpoints": p.checkpoints,
             "checkpoint_bytes": p.bytes,
             "bytes": room(p),
-            **(seconds(estimate(p, rates)) if rates else {}),
+            "banks": banks.of.get(name, ()),
+            **(seconds(estimate(p, rates, name in banks.of)) if rates else {}),
         }
         for name, p in plan.runs.items()
     }
@@ -228,6 +274,18 @@ def _as_json(plan: Plan, states: Mapping[str, str], rates: Rates | None) -> dict
     }
     return {
         "runs": trained | benches,
+        "banks": {
+            bank: {
+                "state": "cached" if results.bank(bank).record.is_file() else "missing",
+                "teacher": plan.banks[bank].teacher,
+                "view": plan.banks[bank].bank.spec.view,
+                "storage": plan.banks[bank].bank.spec.storage,
+                "bytes": plan.banks[bank].bytes,
+                "students": banks.readers[bank],
+                **({"seconds": making(plan.banks[bank], rates)} if rates else {}),
+            }
+            for bank in banks.markers
+        },
         "studies": {
             name: {
                 "title": study.study.title,
@@ -254,9 +312,9 @@ def _as_json(plan: Plan, states: Mapping[str, str], rates: Rates | None) -> dict
         ],
         "device": rates and rates.device,
         "rate": rates and {"multiply_adds_per_second": rates.rate, "source": rates.source},
-        "cost": rates and asdict(_bill(plan, states, rates, states)),
+        "cost": rates and asdict(_bill(plan, states, rates, states, banks)),
         "data_bytes": prepared(plan),
         "longest_path": [
-            {"run": name, "seconds": own} for name, own in (longest_path(plan, rates) if rates else [])
+            {"run": name, "seconds": own} for name, own in (longest_path(plan, rates, banks) if rates else [])
         ],
     }

@@ -57,7 +57,7 @@ def make_packs(plan: Plan, results: Results, size: int) -> Packs:
     """
     if size == 1:
         return Packs()
-    todo = _to_train(plan, results)
+    todo = to_train(plan, results)
     names = [name for name, planned in plan.runs.items() if name in todo and not planned.run.imported]
     chunks = group(plan, names, size)
     return Packs({_unused(runs, results): runs for runs in chunks})
@@ -132,7 +132,7 @@ def _depths(plan: Plan) -> dict[str, int]:
     return depths
 
 
-def _to_train(plan: Plan, results: Results) -> set[str]:
+def to_train(plan: Plan, results: Results) -> set[str]:
     """The runs that are not finished, and those of teachers or data that are not."""
     folders = {planned.data for planned in plan.runs.values()}
     prepared = {data: (results.data(data) / "meta.json").is_file() for data in folders}

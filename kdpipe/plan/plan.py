@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from graphlib import TopologicalSorter
 from typing import Any
 
-from kdpipe.core.specs import BenchRun, Choice, Precision, Run, point
+from kdpipe.core.specs import Bank, BenchRun, Choice, Precision, Run, TeacherRef, point
 from kdpipe.plan.study import Study
 
 TEACHER = "teacher"  # the row of the teachers' own numbers
@@ -114,6 +114,7 @@ class Work:
         images: training images of an epoch.
         step: multiply-adds of a training step for one of them: three forward passes of whatever learns (a
             backward pass counts as two) and one of its teacher.
+        taught: those of them that are its teacher's.
         watched: images that are predicted after each epoch.
         forward: multiply-adds of the network's forward pass for one image.
         stored: images whose predictions are stored.
@@ -133,6 +134,7 @@ class Work:
     width: int
     networks: int
     data: int
+    taught: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class PlannedRun:
         features: whether a study wants measures of its features.
         gradients: every how many epochs a study wants the loss terms' gradients compared; 0 is never.
         work: what it takes; None where images or classes are counted when the data are prepared.
+        banks: names of the banks that could take its teacher's place, in the order of its passes.
     """
 
     run: Run
@@ -166,6 +169,7 @@ class PlannedRun:
     features: bool = False
     gradients: int = 0
     work: Work | None = None
+    banks: tuple[str, ...] = ()
 
     @property
     def checkpoints(self) -> int:
@@ -177,6 +181,38 @@ class PlannedRun:
         """About how much room they take: 4 bytes a parameter, 2 in float16."""
         half = len(self.keep_half) + sum(c.precision == "float16" for c in self.choices.values())
         return self.parameters * (4 * self.checkpoints - 2 * half)
+
+
+@dataclass(frozen=True)
+class PlannedBank:
+    """A bank that could be made: a teacher's logits, for every student that wants the same.
+
+    Attributes:
+        bank: the bank.
+        teacher: name of the teacher's folder.
+        data: name of the prepared data's folder.
+        images: training images of an epoch; 0 is not known yet, as below.
+        classes: logits of each.
+        forward: multiply-adds of the teacher for one image.
+    """
+
+    bank: Bank
+    teacher: str
+    data: str
+    images: int = 0
+    classes: int = 0
+    forward: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Multiply-adds that it takes to make, and that it saves each student; 0 is not known yet."""
+        return self.bank.spec.epochs * self.images * self.forward
+
+    @property
+    def bytes(self) -> int:
+        """The room it takes; 0 is not known yet."""
+        size = 4 if self.bank.spec.storage == "float32" else 2
+        return self.bank.spec.epochs * self.images * self.classes * size
 
 
 @dataclass(frozen=True)
@@ -244,6 +280,7 @@ class Plan:
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     studies: dict[str, PlannedStudy] = field(default_factory=dict)
     benches: dict[str, PlannedBench] = field(default_factory=dict)
+    banks: dict[str, PlannedBank] = field(default_factory=dict)
 
     def place(self, run: str, checkpoint: str | None = None) -> str:
         """The folder of a run, or of one of its sampled checkpoints, within the results folder."""
@@ -263,30 +300,39 @@ class Plan:
         ref = planned.run.spec.teacher
         return place(planned.teacher, ref.checkpoint) if planned.teacher and ref else None
 
+    def _taught(self, name: str) -> tuple[str, TeacherRef] | None:
+        """The run that teaches a run or fills a bank, and what of it does."""
+        if name in self.banks:
+            return self.banks[name].teacher, self.banks[name].bank.spec.teacher
+        teacher, ref = self.runs[name].teacher, self.runs[name].run.spec.teacher
+        return (teacher, ref) if teacher is not None and ref is not None else None
+
     def teacher_weights(self, name: str) -> list[str]:
-        """The weights that a run learns from, within the results folder: one, or one per anchor or fold."""
-        planned = self.runs[name]
-        ref = planned.run.spec.teacher
-        if planned.teacher is None or ref is None:
+        """The weights that a run learns from, within the results folder: one, or one per anchor or fold.
+
+        Of a bank: those that it is made from.
+        """
+        taught = self._taught(name)
+        if taught is None:
             return []
-        run = place(planned.teacher)
+        (teacher, ref), run = taught, place(taught[0])
         if ref.folds:
             return [weights(run), *(f"{run}/peer-{number}.safetensors" for number in range(1, ref.folds))]
         if ref.choice:
-            return [weights(place(planned.teacher, ref.checkpoint))]
+            return [weights(place(teacher, ref.checkpoint))]
         return [weights(run, checkpoint) for checkpoint in ref.checkpoints]
 
     def teacher_stamps(self, name: str) -> list[str]:
         """The files that say that those weights are whole; a part's weights too."""
-        planned = self.runs[name]
-        ref = planned.run.spec.teacher
-        if planned.teacher is None or ref is None:
+        taught = self._taught(name)
+        if taught is None:
             return []
+        teacher, ref = taught
         stamps = [
-            f"{place(planned.teacher, c)}/checkpoint.json" if c else weights(place(planned.teacher))
-            for c in ref.checkpoints
+            f"{place(teacher, c)}/checkpoint.json" if c else weights(place(teacher)) for c in ref.checkpoints
         ]
-        return [*stamps, *([weights(place(planned.part))] if planned.part else [])]
+        part = None if name in self.banks else self.runs[name].part
+        return [*stamps, *([weights(place(part))] if part else [])]
 
     def to_measure(self, study: str) -> dict[str, str | None]:
         """The places of a study's results -> that of the teacher which each is compared with, if any."""
@@ -326,6 +372,7 @@ class Plan:
                     "features": p.features,
                     "gradients": p.gradients,
                     "work": asdict(p.work) if p.work else None,
+                    "banks": list(p.banks),
                 }
                 for name, p in self.runs.items()
             },
@@ -344,6 +391,9 @@ class Plan:
             "benches": {
                 name: {"run": b.run.model_dump(mode="json"), "data": b.data, "studies": list(b.studies)}
                 for name, b in self.benches.items()
+            },
+            "banks": {
+                name: {**vars(b), "bank": b.bank.model_dump(mode="json")} for name, b in self.banks.items()
             },
         }
 
@@ -364,6 +414,7 @@ class Plan:
                 features=p["features"],
                 gradients=p["gradients"],
                 work=Work(**p["work"]) if p["work"] else None,
+                banks=tuple(p["banks"]),
             )
             for name, p in data["runs"].items()
         }
@@ -384,4 +435,8 @@ class Plan:
             name: PlannedBench(BenchRun.model_validate(b["run"]), b["data"], tuple(b["studies"]))
             for name, b in data["benches"].items()
         }
-        return cls(runs, studies, benches)
+        banks = {
+            name: PlannedBank(**{**b, "bank": Bank.model_validate(b["bank"])})
+            for name, b in data["banks"].items()
+        }
+        return cls(runs, studies, benches, banks)

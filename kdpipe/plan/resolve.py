@@ -21,8 +21,21 @@ from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, PluginError, UnknownNameError, UserError
 from kdpipe.core.ids import id_in
 from kdpipe.core.measures import METRICS
-from kdpipe.core.specs import IMPORTED, Choice, DataSpec, Part, Protocol, Run, RunSpec, Start, TeacherRef
+from kdpipe.core.specs import (
+    AUGMENTATION,
+    IMPORTED,
+    Bank,
+    Choice,
+    DataSpec,
+    Part,
+    Protocol,
+    Run,
+    RunSpec,
+    Start,
+    TeacherRef,
+)
 from kdpipe.engine.augment import Pipeline
+from kdpipe.nn.banked import banks_for
 from kdpipe.nn.taps import expand
 from kdpipe.plan.benches import bench_runs, plots_of
 from kdpipe.plan.chains import models_of, step_entry
@@ -39,7 +52,17 @@ from kdpipe.plan.config import (
 )
 from kdpipe.plan.datasets import all_datasets, find_dataset, stand_in
 from kdpipe.plan.imported import Imported, import_command, imported_run
-from kdpipe.plan.plan import TEACHER, Cell, Plan, PlannedBench, PlannedRun, PlannedStudy, Printed
+from kdpipe.plan.plan import (
+    TEACHER,
+    Cell,
+    Plan,
+    PlannedBank,
+    PlannedBench,
+    PlannedRun,
+    PlannedStudy,
+    Printed,
+    Work,
+)
 from kdpipe.plan.reference import read_printed
 from kdpipe.plan.study import Chain, Entry, Pair, Protocols, Scale, Study
 from kdpipe.plan.work import forward_of, work_of
@@ -127,6 +150,7 @@ class _StudyResolver:
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    banks: dict[str, PlannedBank] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.where = f"{self.folder}/studies/{self.name}.yaml"
@@ -222,7 +246,7 @@ class _StudyResolver:
             tuple(self._printed()),
             "" if self.study.datasets == (self.scale.dataset,) else self.scale.dataset,
         )
-        return Plan(self.runs, {self.name: study}, benches)
+        return Plan(self.runs, {self.name: study}, benches, self.banks)
 
     def _printed(self) -> list[Printed]:
         """What the paper prints."""
@@ -497,6 +521,7 @@ class _StudyResolver:
             part = self._part(objective, pair, teacher, ref, recipe_name)
             ref = ref.model_copy(update={"part": id_in(part)}) if part else ref
         spec = self._spec(pair.student, seed, method=objective.part, teacher=ref, change=method.protocol)
+        spec = self._rounded(spec, objective.instance)
         label = f"student_{self.dataset.name}_{pair.student}_{method.name}_s{seed}"
         if teacher:
             at = _at(epoch, choice)
@@ -504,6 +529,35 @@ class _StudyResolver:
             label = f"student_{self.dataset.name}_{nets}_{method.name}_{recipe_name}{at}_s{seed}"
         networks = (pair.teacher if teacher else None, pair.student)
         return self._add(spec, label, objective, networks, recipe_name, teacher, part)
+
+    def _rounded(self, spec: RunSpec, method: Any) -> RunSpec:
+        """A student, its teacher's logits rounded where they could lie in a bank and the user wants it."""
+        exact = self.config.bank.precision == "float32" or spec.protocol.precision == "bfloat16"
+        if exact or spec.teacher is None or self.dataset.on_disk or not banks_for(spec, method):
+            return spec
+        rounded = spec.teacher.model_copy(update={"logits": self.config.bank.precision})
+        return spec.model_copy(update={"teacher": rounded})
+
+    def _banks(self, run: Run, method: Any, teacher: str, work: Work | None) -> tuple[str, ...]:
+        """Names of the banks that a student could learn from, all of which are noted.
+
+        None at all for images that stay in their files: the students have to decode them anyway, and such a
+        data set's logits fill a disk. Nor for several GPUs, each of which sees a part of a batch.
+        """
+        if self.dataset.on_disk or run.gpus > 1:
+            return ()
+        model = self.runs[teacher].run.spec.model.name
+        names = []
+        for spec in banks_for(run.spec, method):
+            at = _at(spec.teacher.epoch, spec.teacher.choice)
+            view = "" if spec.view == AUGMENTATION else f"_{spec.view}"
+            label = f"bank_{self.dataset.name}_{model}_{run.recipe}{at}{view}_s{spec.seed}"
+            bank = Bank(spec=spec, label=label, model=model)
+            forward = forward_of(model, work.classes, self.dataset.shape) if work else 0
+            images, classes = (work.images, work.classes) if work else (0, 0)
+            self.banks[bank.name] = PlannedBank(bank, teacher, self.dataset.folder, images, classes, forward)
+            names.append(bank.name)
+        return tuple(names)
 
     def _reference(
         self, method: _Resolved, teacher: str, epoch: int | None, choice: Choice | None
@@ -610,6 +664,7 @@ class _StudyResolver:
         if name in self.runs:
             return name
         taught_by = self.runs[teacher].run.spec.model.name if teacher else None
+        work = work_of(run.spec, self.dataset, objective, taught_by)
         self.runs[name] = PlannedRun(
             run,
             teacher,
@@ -617,7 +672,8 @@ class _StudyResolver:
             studies=(self.name,),
             part=part,
             parameters=0 if run.kind == "part" else self._parameters(run),
-            work=work_of(run.spec, self.dataset, objective, taught_by),
+            work=work,
+            banks=self._banks(run, objective, teacher, work) if teacher else (),
         )
         return name
 
@@ -812,6 +868,7 @@ def _merge(plans: list[Plan]) -> Plan:
     runs: dict[str, PlannedRun] = {}
     studies: dict[str, PlannedStudy] = {}
     benches: dict[str, PlannedBench] = {}
+    banks: dict[str, PlannedBank] = {}
     for name, planned in _all_runs(plans):
         if name in runs:
             known = runs[name]
@@ -828,10 +885,11 @@ def _merge(plans: list[Plan]) -> Plan:
             runs[name] = planned
     for plan in plans:
         studies |= plan.studies
+        banks |= plan.banks
         for name, bench in plan.benches.items():
             wanted = benches[name].studies if name in benches else ()
             benches[name] = replace(bench, studies=(*wanted, *bench.studies))
-    return Plan(runs, studies, benches)
+    return Plan(runs, studies, benches, banks)
 
 
 def _all_runs(plans: list[Plan]) -> Iterator[tuple[str, PlannedRun]]:

@@ -41,13 +41,14 @@ def work_of(spec: RunSpec, dataset: DatasetSpec, objective: Any, teacher: str | 
     part, trained = isinstance(objective, TeacherPart), objective is not None
     peers = objective.peers() if trained else 0
     learns = 0 if part else (1 + BACKWARD) * forward * (1 + peers)
-    taught = forward_of(teacher, classes, dataset.shape) if teacher else 0
+    taught = forward_of(teacher, classes, dataset.shape) if teacher and trained else 0
+    seen = views(objective, dataset.shape) if trained else 0
     first = objective.first_stage() if isinstance(objective, Method) else 0
     network: ModelSpec = registry.models.get(spec.model.name)
     return Work(
         epochs=spec.protocol.epochs + first if trained else 0,
         images=train - held_out,
-        step=(learns + taught) * views(objective, dataset.shape) if trained else 0,
+        step=(learns + taught) * seen,
         watched=0 if part else held_out or test,
         forward=forward,
         stored=0 if part else held_out + test,
@@ -55,6 +56,7 @@ def work_of(spec: RunSpec, dataset: DatasetSpec, objective: Any, teacher: str | 
         width=network.embed_dim,
         networks=1 + peers,
         data=_prepared(dataset),
+        taught=taught * seen,
     )
 
 

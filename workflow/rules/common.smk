@@ -17,6 +17,7 @@ from kdpipe.core.errors import KdpipeError
 from kdpipe.core.ids import canonical
 from kdpipe.core.paths import Results
 from kdpipe.core.specs import point
+from kdpipe.plan.banks import bank_marker, make_banks, read_banks
 from kdpipe.plan.config import check_config
 from kdpipe.plan.imported import start_of as starting_weights
 from kdpipe.plan.imported import store_of
@@ -42,8 +43,14 @@ try:
 except KdpipeError as error:
     raise WorkflowError(f"{error}") from None
 
-jobs = Jobs(PLAN, CONFIG, estimated=workflow.is_main_process)
 RESULTS = CONFIG.results
+# students read their teachers' logits from banks where that pays; decided for those that are still to be trained
+BANKS = (
+    make_banks(PLAN, Results(Path(RESULTS)), CONFIG.bank)
+    if workflow.is_main_process
+    else read_banks(Results(Path(RESULTS)))
+)
+jobs = Jobs(PLAN, CONFIG, estimated=workflow.is_main_process, banks=BANKS)
 # with packs, `train_pack` trains, and the runs' own rules put in place what it kept
 PACKED = CONFIG.pack > 1
 PACKS = (
@@ -81,6 +88,7 @@ wildcard_constraints:
     bench=r"bench_[^/]+",
     run=r"(teacher|student|imported)_[^/]+",
     pack="|".join(PACKS.members) or "none",
+    bank="|".join(BANKS.marked) or "none",
     point=r"epoch-\d{4}(-float16)?",
     choice=r"[a-z_]+-[0-9a-f]{8}",
     checkpoint=r"(epoch-\d{4}(-float16)?|[a-z_]+-[0-9a-f]{8})",
@@ -131,14 +139,20 @@ def training(name):
     options += ["--keep", kept_epochs(name)] if kept_epochs(name) else []
     options += ["--start", start] if start else []
     options += ["--gradients", str(planned.gradients)] if planned.gradients else []
+    options += [f"--bank={RESULTS}/banks/{bank}" for bank in BANKS.of.get(name, ())]
     return shlex.join([*options, "--finished-only"] if PACKED else options)
 
 
 def taught_by(name):
     """The options that name the weights of a run's teacher, and of the part on top of it."""
     part = PLAN.runs[name].part
-    options = [option for file in PLAN.teacher_weights(name) for option in ("--teacher", f"{RESULTS}/{file}")]
+    options = weights_of_teacher(name)
     return [*options, *(["--part", f"{RESULTS}/runs/{part}/model.safetensors"] if part else [])]
+
+
+def weights_of_teacher(name):
+    """The options that name the weights of the teacher of a run, or of a bank."""
+    return [option for file in PLAN.teacher_weights(name) for option in ("--teacher", f"{RESULTS}/{file}")]
 
 
 def teacher_stamps(name):
@@ -153,19 +167,39 @@ def needs_of(name):
 
 
 def packed_in(name):
-    """What says that a run's pack is done; of a finished run, what said so when its results were placed.
+    """What says that a run's pack is done; of a finished run, what said so when its results were placed."""
+    return [marker(RESULTS, PACKS.of[name])] if name in PACKS.of else recorded(name, "packs")
+
+
+def banked_in(name):
+    """What says that the banks were made that a student reads; of a finished one, what said so back then."""
+    if name in PACKS.of:  # its pack waits for them
+        return []
+    return bank_markers(name) if name in BANKS.of else recorded(name, "banks")
+
+
+def bank_markers(name):
+    return [bank_marker(RESULTS, BANKS.markers[bank]) for bank in BANKS.of.get(name, ())]
+
+
+def bank_of(wildcards):
+    return PLAN.banks[BANKS.marked[wildcards.bank]]
+
+
+def recorded(name, folder):
+    """The markers in a folder that a run's job had as inputs when it was last done.
 
     Snakemake compares the names of a job's inputs too, so it is asked which they were.
     """
-    if name in PACKS.of:
-        return [marker(RESULTS, PACKS.of[name])]
-    recorded = workflow.persistence.input(IOFile(f"{RESULTS}/runs/{name}/status.json")) or []
-    return [file for file in recorded if file.startswith(f"{RESULTS}/packs/") and os.path.exists(file)]
+    found = workflow.persistence.input(IOFile(f"{RESULTS}/runs/{name}/status.json")) or []
+    return [file for file in found if file.startswith(f"{RESULTS}/{folder}/") and os.path.exists(file)]
 
 
 def needs_of_pack(wildcards):
     """What must exist before the runs of a pack train."""
-    return list(dict.fromkeys(file for name in PACKS.members[wildcards.pack] for file in needs_of(name)))
+    runs = PACKS.members[wildcards.pack]
+    needed = [file for name in runs for file in (*needs_of(name), *bank_markers(name))]
+    return list(dict.fromkeys(needed))
 
 
 def attempts():

@@ -2,6 +2,7 @@ rule distil_student:
     input:
         lambda w: needs_of(w.student),
         pack=ancient(lambda w: packed_in(w.student)),
+        banks=ancient(lambda w: banked_in(w.student)),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         status=f"{RESULTS}/runs/{{student}}/status.json",
