@@ -17,12 +17,12 @@ include: "workflow/rules/benches.smk"
 include: "workflow/rules/reports.smk"
 
 
-for (
-    rule_
-) in workflow.rules:  # Snakemake asks for it at every job; worked out each time, it is a tenth of a dry run
+# Snakemake asks for it at every job; worked out each time, it is a tenth of a dry run
+for rule_ in workflow.rules:
     for asked in (*rule_.input, *rule_.params, *rule_.resources.values()):
+        asked = getattr(getattr(asked, "_file", asked), "callable", asked)  # within ancient(...)
         if inspect.isfunction(asked):
-            asked.__signature__ = inspect.signature(asked)
+            overwrite_function_params(asked, inspect.signature(asked).parameters)
 
 
 localrules:  # seconds each, or on the network: where Snakemake runs, also when jobs go to a cluster

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
@@ -166,16 +167,18 @@ def needs_of(name):
     return [f"{data_of(name)}/meta.json", *teacher_stamps(name), *([start] if start else [])]
 
 
-def packed_in(name):
-    """What says that a run's pack is done; of a finished run, what said so when its results were placed."""
-    return [marker(RESULTS, PACKS.of[name])] if name in PACKS.of else recorded(name, "packs")
+def made_for(name):
+    """What says that a run's pack is done, or that the banks are made that it reads.
 
-
-def banked_in(name):
-    """What says that the banks were made that a student reads; of a finished one, what said so back then."""
-    if name in PACKS.of:  # its pack waits for them
-        return []
-    return bank_markers(name) if name in BANKS.of else recorded(name, "banks")
+    Of a finished run it is what said so back then: Snakemake compares the names of a job's inputs.
+    """
+    if name in PACKS.of:  # which waits for the banks
+        return [marker(RESULTS, PACKS.of[name])]
+    if name in BANKS.of:
+        return bank_markers(name)
+    found = workflow.persistence.input(IOFile(f"{RESULTS}/runs/{name}/status.json")) or []
+    folders = f"{RESULTS}/packs/", f"{RESULTS}/banks/"
+    return [file for file in found if file.startswith(folders) and os.path.exists(file)]
 
 
 def bank_markers(name):
@@ -184,15 +187,6 @@ def bank_markers(name):
 
 def bank_of(wildcards):
     return PLAN.banks[BANKS.marked[wildcards.bank]]
-
-
-def recorded(name, folder):
-    """The markers in a folder that a run's job had as inputs when it was last done.
-
-    Snakemake compares the names of a job's inputs too, so it is asked which they were.
-    """
-    found = workflow.persistence.input(IOFile(f"{RESULTS}/runs/{name}/status.json")) or []
-    return [file for file in found if file.startswith(f"{RESULTS}/{folder}/") and os.path.exists(file)]
 
 
 def needs_of_pack(wildcards):
@@ -254,7 +248,7 @@ def results_of(wildcards):
     """What says that each result of a study is there, and the features that its measures need."""
     wanted = PLAN.to_measure(wildcards.study)
     stamps = [
-        f"{RESULTS}/{place}/{'checkpoint' if '/sampled/' in place else 'status'}.json" for place in wanted
+        f"{RESULTS}/{place}/{'checkpoint' if 'sampled/' in place else 'status'}.json" for place in wanted
     ]
     seen = [place for place in wanted if PLAN.runs[place.split("/")[1]].features]
     places = dict.fromkeys(p for place in seen for p in (place, wanted[place]) if p)

@@ -1,8 +1,7 @@
 rule distil_student:
     input:
         lambda w: needs_of(w.student),
-        pack=ancient(lambda w: packed_in(w.student)),
-        banks=ancient(lambda w: banked_in(w.student)),
+        made=ancient(lambda w: made_for(w.student)),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         status=f"{RESULTS}/runs/{{student}}/status.json",

@@ -1,7 +1,7 @@
 rule train_teacher:
     input:
         lambda w: needs_of(w.teacher),
-        pack=ancient(lambda w: packed_in(w.teacher)),
+        made=ancient(lambda w: made_for(w.teacher)),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
@@ -33,7 +33,7 @@ rule train_teacher:
 rule train_part:
     input:
         lambda w: needs_of(w.part),
-        pack=ancient(lambda w: packed_in(w.part)),
+        made=ancient(lambda w: made_for(w.part)),
     output:
         model=f"{RESULTS}/runs/{{part}}/model.safetensors",
         status=f"{RESULTS}/runs/{{part}}/status.json",
