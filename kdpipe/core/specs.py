@@ -382,13 +382,12 @@ class BenchRun(Frozen):
 
 def identity(part: Frozen) -> dict[str, Any]:
     """`part` as plain data, less every field named in a `LATER` that is at its default."""
-    plain: dict[str, Any] = part.model_dump(mode="json")
-    for name, info in type(part).model_fields.items():
-        value = getattr(part, name)
-        if name in part.LATER and value == info.get_default(call_default_factory=True):
+    nested = {name: value for name, value in part if isinstance(value, Frozen)}
+    plain: dict[str, Any] = part.model_dump(mode="json", exclude=set(nested))
+    plain |= {name: identity(value) for name, value in nested.items()}
+    for name in part.LATER:
+        if getattr(part, name) == type(part).model_fields[name].get_default(call_default_factory=True):
             del plain[name]
-        elif isinstance(value, Frozen):
-            plain[name] = identity(value)
     return plain
 
 

@@ -25,6 +25,7 @@ from kdpipe.core.specs import (
     AUGMENTATION,
     IMPORTED,
     Bank,
+    BankSpec,
     Choice,
     DataSpec,
     Part,
@@ -547,17 +548,22 @@ class _StudyResolver:
         if self.dataset.on_disk or run.gpus > 1:
             return ()
         model = self.runs[teacher].run.spec.model.name
-        names = []
-        for spec in banks_for(run.spec, method):
+        return tuple(self._bank(spec, run, teacher, model, work) for spec in banks_for(run.spec, method))
+
+    def _bank(self, spec: BankSpec, run: Run, teacher: str, model: str, work: Work | None) -> str:
+        """Name of a bank, which is noted; worked out once for all students that can read it."""
+        key = "bank", spec.model_dump_json()
+        if key not in self.known:
             at = _at(spec.teacher.epoch, spec.teacher.choice)
             view = "" if spec.view == AUGMENTATION else f"_{spec.view}"
             label = f"bank_{self.dataset.name}_{model}_{run.recipe}{at}{view}_s{spec.seed}"
             bank = Bank(spec=spec, label=label, model=model)
             forward = forward_of(model, work.classes, self.dataset.shape) if work else 0
             images, classes = (work.images, work.classes) if work else (0, 0)
+            self.known[key] = bank.name
             self.banks[bank.name] = PlannedBank(bank, teacher, self.dataset.folder, images, classes, forward)
-            names.append(bank.name)
-        return tuple(names)
+        name: str = self.known[key]
+        return name
 
     def _reference(
         self, method: _Resolved, teacher: str, epoch: int | None, choice: Choice | None
