@@ -21,7 +21,7 @@ include: "workflow/rules/reports.smk"
 for rule_ in workflow.rules:
     for asked in (*rule_.input, *rule_.params, *rule_.resources.values()):
         asked = getattr(getattr(asked, "_file", asked), "callable", asked)  # within ancient(...)
-        if inspect.isfunction(asked):
+        if inspect.isfunction(asked) and not hasattr(asked, FUNC_OVERWRITE_PARAMS_ATTR):
             overwrite_function_params(asked, inspect.signature(asked).parameters)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from snakemake.common import overwrite_function_params
+from snakemake.common import FUNC_OVERWRITE_PARAMS_ATTR, overwrite_function_params
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
