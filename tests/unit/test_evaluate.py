@@ -8,12 +8,19 @@ import json
 import numpy as np
 import pytest
 
+from kdpipe.core import measures
 from kdpipe.core.errors import CheckpointError, ResultsError
 from kdpipe.core.files import read_json, write_json
 from kdpipe.core.measures import METRICS
 from kdpipe.core.paths import RunPaths
 from kdpipe.evaluation import calibration, geometry, metrics, soft_labels
-from kdpipe.evaluation.evaluate import evaluate, load_features, load_predictions
+from kdpipe.evaluation.evaluate import (
+    evaluate,
+    load_features,
+    load_predictions,
+    measure,
+    measure_all,
+)
 
 N, CLASSES, WIDTH = 60, 7, 9
 
@@ -130,6 +137,73 @@ def test_the_measures_of_features(run, teacher):
     before = {name: values[name] for name in METRICS if not METRICS[name].needs_features and name in values}
     run.features.unlink()
     assert evaluate(run, teacher)["values"] == before
+
+
+def test_what_is_up_to_date_is_not_measured_again(run, teacher):
+    first = measure(run, teacher)
+    assert read_json(run.metrics)["of"] == first
+    write_json(run.metrics, {**read_json(run.metrics), "values": {}})  # to see whether it is written again
+    assert measure(run, teacher) == first
+    assert read_json(run.metrics)["values"] == {}
+
+
+def of_its_predictions(run, teacher, monkeypatch):
+    np.savez(run.predictions, **arrays(seed=3))
+
+
+def of_its_features(run, teacher, monkeypatch):
+    with_features(run)
+
+
+def of_its_provenance(run, teacher, monkeypatch):
+    write_json(run.provenance, {"cost": {"ms_forward": 1.0}})
+
+
+def of_its_status(run, teacher, monkeypatch):
+    write_json(run.status, {"status": "finished", "epoch": 5, "reason": ""})
+
+
+def of_its_teacher(run, teacher, monkeypatch):
+    np.savez(teacher.predictions, **arrays(seed=4))
+
+
+def of_the_revision(run, teacher, monkeypatch):
+    monkeypatch.setattr(measures, "REVISION", 1000)
+
+
+def of_the_file_itself(run, teacher, monkeypatch):
+    run.metrics.write_text("{")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_its_predictions,
+        of_its_features,
+        of_its_provenance,
+        of_its_status,
+        of_its_teacher,
+        of_the_revision,
+        of_the_file_itself,
+    ],
+)
+def test_after_a_change_it_is_measured_anew(run, teacher, monkeypatch, change):
+    first = measure(run, teacher)
+    write_json(run.metrics, {**read_json(run.metrics), "values": {}})
+    change(run, teacher, monkeypatch)
+    again = measure(run, teacher)
+    assert (again == first) == (change is of_the_file_itself)
+    assert read_json(run.metrics)["values"] == evaluate(run, teacher)["values"] != {}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_many_are_measured_as_one_by_one(tmp_path, teacher, processes):
+    runs = [make(tmp_path / f"{seed}", **arrays(seed)) for seed in range(3)]
+    wanted = {run.root: teacher.root if number else None for number, run in enumerate(runs)}
+    found = measure_all(wanted, processes)
+    assert found == [measure(run, teacher if number else None) for number, run in enumerate(runs)]
+    assert ["agreement" in read_json(run.metrics)["values"] for run in runs] == [False, True, True]
+    assert measure_all({}, processes) == []
 
 
 def test_what_these_data_do_not_define_is_left_out(run):
@@ -339,12 +413,12 @@ def test_a_missing_status(run):
 
 
 def test_measures_are_declared_with_care():
-    for name, measure in METRICS.items():
+    for name, declared in METRICS.items():
         assert name.isidentifier()
-        assert measure.title
-        assert measure.about
-        assert measure.unit in ("%", "nats", "ms", "MiB", "")
-        assert 0 <= measure.decimals <= 4
+        assert declared.title
+        assert declared.about
+        assert declared.unit in ("%", "nats", "ms", "MiB", "")
+        assert 0 <= declared.decimals <= 4
 
 
 def test_the_cost_of_a_training_is_among_its_measures(run, teacher):

@@ -335,6 +335,9 @@ def test_a_study_keeps_epochs_of_its_teachers(config, keep, epochs):
     assert {c.epoch for c in cells} == set(epochs)
     places = set(plan.to_measure("a"))
     assert all(f"runs/{c.run}/sampled/epoch-{c.epoch:04d}" in places for c in cells)
+    compared = plan.to_measure("a")  # students with their teachers; teachers, and their epochs, with nobody
+    assert {p for p in compared if compared[p]} == {f"runs/{n}" for n in plan.runs if plan.teacher_place(n)}
+    assert all(plan.teacher_place(p.split("/")[1]) == compared[p] for p in compared if compared[p])
     assert resolve(config(a={})).runs.keys() == plan.runs.keys()
 
 
