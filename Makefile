@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/local
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help demo table test cluster-test drills lint fix docs lock report ui mlflow-server theory smoke-all bench clean clean-results
+.PHONY: help demo table test cluster-test drills lint fix docs lock report ui mlflow-server theory smoke-all bench bench-gpu clean clean-results
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
