@@ -17,10 +17,11 @@ include: "workflow/rules/benches.smk"
 include: "workflow/rules/reports.smk"
 
 
-# Snakemake asks for it at every job; worked out each time, it is a tenth of a dry run
+# Snakemake asks each function what it takes at every job; worked out each time, that is a tenth of a dry run
 for rule_ in workflow.rules:
-    for asked in (*rule_.input, *rule_.params, *rule_.resources.values()):
-        asked = getattr(getattr(asked, "_file", asked), "callable", asked)  # within ancient(...)
+    for asked in (*rule_.input, *rule_.params, *rule_.resources.values(), Resource.evaluate):
+        for wrapper in ("_file", "callable", "_evaluator"):  # of ancient(...), and of resources
+            asked = getattr(asked, wrapper, None) or asked
         if inspect.isfunction(asked) and not hasattr(asked, FUNC_OVERWRITE_PARAMS_ATTR):
             overwrite_function_params(asked, inspect.signature(asked).parameters)
 

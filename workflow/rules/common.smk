@@ -12,6 +12,7 @@ from pathlib import Path
 from snakemake.common import FUNC_OVERWRITE_PARAMS_ATTR, overwrite_function_params
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.resources import Resource
 
 from kdpipe.core import measures
 from kdpipe.core.errors import KdpipeError
