@@ -648,7 +648,6 @@ def evaluate(
 
     Example: kdpipe evaluate digits_demo
     """
-    from kdpipe.core.errors import UnknownNameError
     from kdpipe.core.files import write_json
     from kdpipe.core.paths import RunPaths
     from kdpipe.evaluation.evaluate import evaluate as evaluate_run
@@ -659,10 +658,8 @@ def evaluate(
     if run:
         evaluate_run(RunPaths(run), RunPaths(teacher) if teacher else None)
         return
-    override = override if plan_file else [*override, f"study={study}"]
-    resolved, root, _ = _planned(config, override, plan_file, results)
-    if study not in resolved.studies:
-        raise UnknownNameError.of("study", str(study), resolved.studies)
+    assert study is not None
+    resolved, root = _with_study(study, config, override, plan_file, results)
     wanted = resolved.to_measure(study)
     there = [place for place in wanted if RunPaths(root.root / place).status.is_file()]
     folders = {root.root / p: root.root / t if (t := wanted[p]) else None for p in there}
@@ -684,14 +681,10 @@ def table(
 
     Example: kdpipe table --show digits_demo; kdpipe table --format latex digits_demo
     """
-    from kdpipe.core.errors import UnknownNameError
     from kdpipe.tables.layout import lay_out
     from kdpipe.tables.render import as_text, render, terminal_table
 
-    override = override if plan_file else [*override, f"study={study}"]
-    resolved, root, _ = _planned(config, override, plan_file, results)
-    if study not in resolved.studies:
-        raise UnknownNameError.of("study", study, resolved.studies)
+    resolved, root = _with_study(study, config, override, plan_file, results)
     if form:
         planned = resolved.studies[study]
         print(as_text(form, planned, lay_out(planned, resolved, root)), end="")
@@ -715,13 +708,9 @@ def figure(
 
     Example: kdpipe figure digits_demo reliability
     """
-    from kdpipe.core.errors import UnknownNameError
     from kdpipe.tables.gallery import draw_figure
 
-    override = override if plan_file else [*override, f"study={study}"]
-    resolved, root, _ = _planned(config, override, plan_file, results)
-    if study not in resolved.studies:
-        raise UnknownNameError.of("study", study, resolved.studies)
+    resolved, root = _with_study(study, config, override, plan_file, results)
     planned = resolved.studies[study]
     for figure_name in [name] if name else [*planned.figures, *planned.plots]:
         print("\n".join(map(str, draw_figure(figure_name, planned, resolved, root))))
@@ -837,6 +826,23 @@ def _planned(
         return read_plan(plan_file), Results(results or Path("results")), None
     settings = _config(config, override)
     return load_plan(settings)[0], Results(results or Path(settings.results)), settings.tracking
+
+
+def _with_study(
+    study: str, config: Path, override: list[str], plan_file: Path | None, results: Path | None
+) -> tuple[Plan, Results]:
+    """A plan that holds a study, and the results folder.
+
+    Raises:
+        UnknownNameError: the plan does not hold it.
+    """
+    from kdpipe.core.errors import UnknownNameError
+
+    override = override if plan_file else [*override, f"study={study}"]
+    resolved, root, _ = _planned(config, override, plan_file, results)
+    if study not in resolved.studies:
+        raise UnknownNameError.of("study", study, resolved.studies)
+    return resolved, root
 
 
 def _epoch(text: str) -> tuple[int, Precision]:
