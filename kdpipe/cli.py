@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import typer
 
 from kdpipe import __version__
 from kdpipe.core.errors import ConfigError, KdpipeError, UserError
+from kdpipe.core.garbage import no_search
 
 if TYPE_CHECKING:
     from kdpipe.core.paths import Results, RunPaths
@@ -286,11 +288,13 @@ def resolve(
     out: Annotated[Path, typer.Option(help="plan file to write")],
 ) -> None:
     """Resolve a plan and write it (called by the Snakefile in a process of its own)."""
-    from kdpipe.plan.config import Config
-    from kdpipe.plan.load import write_plan
-    from kdpipe.plan.resolve import resolve as resolve_plan
+    with no_search():
+        from kdpipe.plan.config import Config
+        from kdpipe.plan.load import write_plan
+        from kdpipe.plan.resolve import resolve as resolve_plan
 
-    write_plan(resolve_plan(Config.model_validate_json(config_json)), out)
+        write_plan(resolve_plan(Config.model_validate_json(config_json)), out)
+        gc.freeze()  # or they are searched at the very end
 
 
 @app.command()
@@ -368,8 +372,9 @@ def train(
         with _logged([log] if log else []):
             raise kept.unfinished()
 
-    from kdpipe.engine.prepare import load
-    from kdpipe.engine.train import Trainer
+    with no_search():
+        from kdpipe.engine.prepare import load
+        from kdpipe.engine.train import Trainer
 
     points = [_epoch(text) for text in keep.split(",") if text]
     epochs, half = ([e for e, p in points if p == asked] for asked in ("float32", "float16"))

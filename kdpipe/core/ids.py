@@ -11,6 +11,7 @@ from typing import Any
 from kdpipe.core.errors import ConfigError
 
 ID_LENGTH = 12  # hex digits: one chance in 10^5 of a clash among 100,000 runs
+_AS_IT_IS = (str, int, bool, type(None))
 
 
 def canonical(value: Any) -> str:
@@ -41,7 +42,7 @@ def slug(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool) or value is None or isinstance(value, str | int):
+    if isinstance(value, _AS_IT_IS):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -12,6 +12,7 @@ from typing import Any
 
 from kdpipe.core.errors import ConfigError, KdpipeError, UserError
 from kdpipe.core.files import read_json, write_json
+from kdpipe.core.garbage import no_search
 from kdpipe.core.ids import canonical, digest
 from kdpipe.core.paths import Results
 from kdpipe.core.registry import plugin_files
@@ -72,7 +73,8 @@ def read_plan(path: Path) -> Plan:
         UserError: it is missing or damaged.
     """
     try:
-        return Plan.from_json(read_json(path))
+        with no_search():
+            return Plan.from_json(read_json(path))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the plan is damaged: {error}", where=str(path), fix="delete the file") from None
 

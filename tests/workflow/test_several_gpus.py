@@ -19,11 +19,14 @@ def test_the_rules_train_them_and_another_number_makes_nothing_again(project, pa
     protocol = project.root / "config" / "protocols" / "tiny.yaml"
     project.study(recipes=["standard"], methods=["kd"], curves=[{"method": "kd", "epochs": [1]}])
     protocol.write_text(yaml.safe_dump({**PROTOCOL, "gpus": 2}))
+    commands = project.snakemake("-n", "--printshellcmds", config=settings)
     done = project.snakemake("--benchmark-extended", config=settings)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_json(file) for file in project.root.glob("results/runs/*/provenance.json")]
     assert [record["processes"] for record in records] == [2] * 3
-    for file in project.root.glob("results/benchmarks/*" if pack == 1 else "results/benchmarks/pack-*"):
+    if pack == 1:
+        assert commands.stdout.count(" --threads 2 ") == 4  # three trainings, a sampled checkpoint
+    for file in project.root.glob("results/benchmarks/pack-*"):
         with open(file) as rows:
             (job,) = csv.DictReader(rows, delimiter="\t")
         assert job["threads"] == "2"

@@ -47,7 +47,7 @@ rule draw_plot:
         mem_mb=2000,
         runtime=20,
     params:
-        digest=lambda w: study_digest(PLAN.studies[w.study]),
+        digest=lambda w: digest_of(w.study),
         plan=lambda w, input: PLAN_FILE,
         results=lambda w, input: RESULTS,
     message:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.common import FUNC_OVERWRITE_PARAMS_ATTR, overwrite_function_params
@@ -29,7 +30,7 @@ from kdpipe.plan.packs import make_packs, marker, read_packs
 from kdpipe.plan.preempted import notice_preempted
 
 # jobs are many small objects that stay: looking through them for rubbish again and again is a tenth of a dry run
-gc.set_threshold(500_000, 50, 100)
+gc.set_threshold(5_000_000, 50, 100)
 
 # SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -182,6 +183,11 @@ def made_for(name):
     return [file for file in found if file.startswith(folders) and os.path.exists(file)]
 
 
+def inputs_of(name):
+    """What a run's rule waits for; what only says that it may begin does not make it again."""
+    return [*needs_of(name), *map(ancient, made_for(name))]
+
+
 def bank_markers(name):
     return [bank_marker(RESULTS, BANKS.markers[bank]) for bank in BANKS.of.get(name, ())]
 
@@ -254,6 +260,12 @@ def results_of(wildcards):
     seen = [place for place in wanted if PLAN.runs[place.split("/")[1]].features]
     places = dict.fromkeys(p for place in seen for p in (place, wanted[place]) if p)
     return [*stamps, *(f"{RESULTS}/{place}/features.npz" for place in places)]
+
+
+@cache
+def digest_of(study):
+    """What the tables and figures of a study are made anew for."""
+    return study_digest(PLAN.studies[study])
 
 
 def measures_of(study):

@@ -22,7 +22,7 @@ rule render_study:
         mem_mb=2000,
         runtime=20,
     params:
-        digest=lambda w: study_digest(PLAN.studies[w.study]),
+        digest=lambda w: digest_of(w.study),
         plan=lambda w, input: PLAN_FILE,
         results=lambda w, input: RESULTS,
     message:
@@ -51,7 +51,7 @@ rule draw_diagram:
         mem_mb=2000,
         runtime=20,
     params:
-        digest=lambda w: study_digest(PLAN.studies[w.study]),
+        digest=lambda w: digest_of(w.study),
         plan=lambda w, input: PLAN_FILE,
         results=lambda w, input: RESULTS,
     message:
@@ -77,7 +77,7 @@ rule render_report:
         mem_mb=2000,
         runtime=20,
     params:
-        digest=lambda w: [study_digest(study) for study in PLAN.studies.values()],
+        digest=lambda w: [digest_of(study) for study in PLAN.studies],
         plan=lambda w, input: PLAN_FILE,
         results=lambda w, input: RESULTS,
         tracking=lambda w, input: TRACKING,

@@ -1,14 +1,11 @@
 rule distil_student:
     input:
-        lambda w: needs_of(w.student),
-        made=ancient(lambda w: made_for(w.student)),
+        lambda w: inputs_of(w.student),
     output:
         model=f"{RESULTS}/runs/{{student}}/model.safetensors",
         status=f"{RESULTS}/runs/{{student}}/status.json",
     log:
         f"{RESULTS}/logs/train/{{student}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{student}}.tsv"
     retries: 0 if PACKED else None
     localrule: PACKED
     conda:

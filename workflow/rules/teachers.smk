@@ -1,14 +1,11 @@
 rule train_teacher:
     input:
-        lambda w: needs_of(w.teacher),
-        made=ancient(lambda w: made_for(w.teacher)),
+        lambda w: inputs_of(w.teacher),
     output:
         model=f"{RESULTS}/runs/{{teacher}}/model.safetensors",
         status=f"{RESULTS}/runs/{{teacher}}/status.json",
     log:
         f"{RESULTS}/logs/train/{{teacher}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{teacher}}.tsv"
     retries: 0 if PACKED else None
     localrule: PACKED
     conda:
@@ -32,15 +29,12 @@ rule train_teacher:
 
 rule train_part:
     input:
-        lambda w: needs_of(w.part),
-        made=ancient(lambda w: made_for(w.part)),
+        lambda w: inputs_of(w.part),
     output:
         model=f"{RESULTS}/runs/{{part}}/model.safetensors",
         status=f"{RESULTS}/runs/{{part}}/status.json",
     log:
         f"{RESULTS}/logs/train/{{part}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{part}}.tsv"
     retries: 0 if PACKED else None
     localrule: PACKED
     conda:
