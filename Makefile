@@ -96,7 +96,7 @@ bench: $(READY) ## Measure steps beside the field's usual loop, start-up, planni
 	$(BIN)/python -m benchmarks --check results/bench.json
 
 bench-gpu: $(READY) ## The same steps on a GPU (DATA=data/cifar100)
-	$(BIN)/python -m benchmarks step methods --device cuda --steps 50 --data $(DATA) --out results/bench-gpu.json $(ARGS)
+	$(BIN)/python -m benchmarks step methods packing --device cuda --steps 50 --data $(DATA) --out results/bench-gpu.json $(ARGS)
 
 clean: ## Delete caches; results and the environment stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov build dist *.egg-info

@@ -24,6 +24,8 @@ for rule_ in workflow.rules:
             asked = getattr(asked, wrapper, None) or asked
         if inspect.isfunction(asked) and not hasattr(asked, FUNC_OVERWRITE_PARAMS_ATTR):
             overwrite_function_params(asked, inspect.signature(asked).parameters)
+# for each text of each job it copies all names that the rules know, another tenth; texts use those of their rule
+workflow.modifier.globals = {"config": config}
 
 
 localrules:  # seconds each, or on the network: where Snakemake runs, also when jobs go to a cluster

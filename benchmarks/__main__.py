@@ -27,7 +27,7 @@ def _plain(asked: argparse.Namespace, data: Path) -> step.Entrant:
 
 
 def _step(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
-    slow = {step.SLOW_TO_START} if asked.device == "cpu" and not asked.levers else set()
+    slow = step.SLOW_TO_START if asked.device == "cpu" and not asked.levers else set()
     chosen = [name for name in asked.levers or step.LEVERS if name not in slow]
     return step.levers(_plain(asked, data), asked.slices, asked.steps, chosen, asked.pairs)
 
@@ -36,16 +36,22 @@ def _methods(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
     return step.methods(_plain(asked, data), asked.slices, asked.steps, asked.methods, asked.pairs[-1:])
 
 
+def _packing(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
+    counts = asked.at_once or ([1, 2, 4, 8] if asked.device != "cpu" else [1, asked.threads])
+    return step.packing(_plain(asked, data), asked.slices, asked.steps, counts, asked.pairs)
+
+
 PARTS: dict[str, Part] = {
     "step": _step,
     "methods": _methods,
+    "packing": _packing,
     "startup": lambda asked, data: startup.measure(data, asked.times, threads=asked.threads),
     "orchestration": lambda asked, data: orchestration.measure(
         asked.runs, finished=asked.finished, profiles=tuple(asked.profiles)
     ),
     "tables": lambda asked, data: tables.figures(asked.runs),
 }
-NEED_IMAGES = ("step", "methods", "startup")
+NEED_IMAGES = ("step", "methods", "packing", "startup")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pairs", nargs="+", default=step.PAIRS, metavar="TEACHER:STUDENT")
     made.add_argument("--levers", nargs="+", choices=step.LEVERS, metavar="LEVER", help="rows of `step`")
     made.add_argument("--methods", nargs="+", default=step.METHODS, help="rows of `methods`")
+    made.add_argument("--at-once", type=int, nargs="+", metavar="RUNS", help="rows of `packing`")
     made.add_argument("--slices", type=int, default=7, help="slices that are counted")
     made.add_argument("--steps", type=int, default=4, help="steps in a slice")
     made.add_argument("--times", type=int, default=5, help="calls of each command of `startup`")

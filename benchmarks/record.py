@@ -18,8 +18,10 @@ UNSTABLE = ("roofline", "memory")  # parts that say where one stands, and are no
 TITLES = {
     "step": "Ordinary KD, by lever",
     "methods": "Other methods",
+    "packing": "Several runs at once",
     "roofline": "How much of the processor they use",
     "memory": "Peak memory",
+    "launches": "Launches of a GPU",
     "startup": "Start-up",
     "orchestration": "Planning",
     "tables": "Tables and report",
@@ -110,8 +112,8 @@ def page(record: Record) -> str:
         "<!-- Made by `make docs` from benchmarks/accepted.json; do not edit. -->",
         "",
         "What was measured last and accepted; [how, and which levers there are](../benchmarks/README.md). "
-        "A ratio is to the yardstick of its table, in the same call: of steps, the field's usual loop (more "
-        "is better); of memory, that loop's; of everything else, the processor time of `import torch`.",
+        "A ratio is to the yardstick of its table, in the same call: of steps, the field's usual loop, alone "
+        "(more is better); of memory, that loop's; of everything else, the processor time of `import torch`.",
         "",
         f"{where}; {about['threads']} threads, load average {about['load'][0]} to {about['load'][1]}; "
         f"bfloat16 is {about['bfloat16']}; torch {about['torch']}, Python {about['python']}. "

@@ -29,7 +29,7 @@ from benchmarks.reference import ReferenceLoop
 from kdpipe.api import Batch, Outputs, Progress
 from kdpipe.core import registry
 from kdpipe.core.paths import RunPaths
-from kdpipe.core.specs import DataSpec, Part, Run, RunSpec, TeacherRef
+from kdpipe.core.specs import Compile, DataSpec, Part, Run, RunSpec, TeacherRef
 from kdpipe.engine import batches, teacher
 from kdpipe.engine.allocator import keep_freed_memory
 from kdpipe.engine.prepare import Prepared, load, select
@@ -49,8 +49,9 @@ LEVERS = {  # row -> the settings of `Entrant` that make it
     "kdpipe, bfloat16": {"precision": "bfloat16"},
     "kdpipe, bfloat16, stored logits": {"precision": "bfloat16", "stored": True},
     "kdpipe, compiled": {"compile": True},
+    "kdpipe, compiled, CUDA graphs": {"compile": "graphs"},
 }
-SLOW_TO_START = "kdpipe, compiled"
+SLOW_TO_START = {name for name, settings in LEVERS.items() if "compile" in settings}
 REFERENCE, CEILING = "reference", "ceiling"
 
 
@@ -155,7 +156,7 @@ class Entrant:
     kind: str = "kdpipe"
     method: str = "kd"
     precision: str = "float32"
-    compile: bool = False
+    compile: Compile = False
     stored: bool = False
     without: str = ""
     samples: int = 5000
@@ -266,6 +267,25 @@ def methods(
         yield from _rows("methods", pair.replace(":", " to "), of_pair, rows, prepared, slices, steps)
 
 
+def packing(
+    plain: Entrant, slices: int, steps: int, counts: Sequence[int], pairs: Sequence[str] = PAIRS
+) -> Iterator[Figure]:
+    """Runs that train at once, in a process each, on the same device or with their share of the threads.
+
+    Images per second of all of them together, and how many times those of the usual loop, alone.
+    """
+    for pair in pairs:
+        of_pair, about = replace(plain, pair=pair), pair.replace(":", " to ")
+        rows = {f"{n} at once": replace(of_pair, threads=max(1, plain.threads // n)) for n in counts}
+        copies = dict(zip(rows, counts, strict=True))
+        laps = race({REFERENCE: replace(of_pair, kind=REFERENCE), **rows}, slices, steps, copies)
+        usual = laps[REFERENCE]
+        for name, n in copies.items():
+            own = [n * u / k for u, k in zip(usual.seconds, laps[name].seconds, strict=True)]
+            all_rate = n * _rate(laps[name], steps)
+            yield Figure("packing", f"{about}, {name}", all_rate, "images/s", statistics.median(own), "more")
+
+
 def _rows(
     part: str,
     about: str,
@@ -288,6 +308,9 @@ def _rows(
         used = entrant.flops(prepared) * steps / statistics.median(lap.seconds)
         yield Figure("roofline", f"{about}, {name}", 100 * used / most, "% of convolutions' speed")
         yield Figure("memory", f"{about}, {name}", lap.peak_mib, "MiB", lap.peak_mib / usual.peak_mib)
+        if lap.launches is not None and usual.launches:
+            fewer = lap.launches / usual.launches
+            yield Figure("launches", f"{about}, {name}", lap.launches, "launches of a GPU, a step", fewer)
 
 
 def _rate(lap: Lap, steps: int) -> float:

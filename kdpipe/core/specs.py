@@ -17,6 +17,7 @@ FURTHER = "view"  # start of the streams' names of the other, independent ones
 Rule = Literal["lowest_nll", "lowest_ece", "best_accuracy"]
 Precision = Literal["float32", "float16"]
 Storage = Literal["float32", "float16", "bfloat16"]
+Compile = bool | Literal["graphs"]
 
 
 class Frozen(BaseModel):
@@ -43,6 +44,7 @@ class Protocol(Frozen):
     """How a network is trained: optimiser, schedule, batches, augmentation, precision.
 
     `max_grad_norm` bounds the 2-norm of all gradients of a step together; 0 does not bound it.
+    `compile: graphs` compiles the networks as `true` does, and has a GPU replay their kernels as CUDA graphs.
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset({"max_grad_norm"})
@@ -61,7 +63,7 @@ class Protocol(Frozen):
     gamma: float = Field(0.1, gt=0, le=1)
     augmentation: tuple[Augmentation, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    compile: Compile = False
     max_grad_norm: float = Field(0.0, ge=0)
 
 

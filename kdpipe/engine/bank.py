@@ -27,6 +27,7 @@ from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.paths import BankPaths
 from kdpipe.core.specs import Bank, BankSpec, Storage
 from kdpipe.engine.batches import Batches, preprocessing, resident
+from kdpipe.engine.compiled import compile_networks
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
@@ -120,9 +121,7 @@ class _Source:
             DataInfo(prepared.num_classes, torch.tensor(train.labels)),
             logits=spec.teacher.logits,
         )
-        if spec.compile:
-            for network in self.teacher.models:
-                network.compile()
+        compile_networks(self.teacher.models, spec.compile)
 
     def epoch(self, epoch: int) -> NDArray[Any]:
         """The logits of an epoch by sample, as they are stored."""

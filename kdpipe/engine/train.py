@@ -35,6 +35,7 @@ from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
 from kdpipe.engine.bank import Banked
 from kdpipe.engine.batches import Batches, preprocessing
+from kdpipe.engine.compiled import compile_networks, next_step
 from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
@@ -129,9 +130,7 @@ class Trainer:
         self.objective.to(self.device)
         self.peers.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer(protocol, self.trainable.all)
-        if protocol.compile:  # after the hooks, which a compiled network would otherwise not call
-            for network in (self.model, *self.peers, *(self.teacher.models if self.teacher else [])):
-                network.compile()
+        compile_networks((self.model, *self.peers), protocol.compile)  # after the hooks
         asked = self.objective.per_sample(self.data)
         self.memory = MemoryFiles(
             self.paths.state, asked, self.data.num_samples, self.device, self.processes.first
@@ -242,6 +241,7 @@ class Trainer:
 
     def step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """One step of the optimiser; the loss terms, and the meter's sums, stay on the device."""
+        next_step(self.run.spec.protocol.compile)
         if isinstance(self.objective, Recipe):
             batch = self.objective.transform(batch, at)
         inputs = [self.processes.mine(images, len(batch.index)) for images in self.objective.inputs(batch)]
@@ -365,7 +365,7 @@ class Trainer:
         name = self.run.pair[0] or ""
         part = self.objective.part() if isinstance(self.objective, Method) else None
         ref = self.run.spec.teacher
-        return Teacher(
+        teacher = Teacher(
             registry.models.get(name),
             self.teachers if ref and ref.folds else [self.teachers[self.anchor]],
             self.prepared,
@@ -377,6 +377,8 @@ class Trainer:
             self.processes.shared,
             ref.logits if ref else "float32",
         )
+        compile_networks(teacher.models, self.run.spec.protocol.compile)
+        return teacher
 
     def _choose_anchor(self, at: Progress) -> None:
         """Let the method say which of the teacher's checkpoints teaches this epoch."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+
+import numpy as np
 
 from kdpipe.core.errors import UserError
 from kdpipe.core.files import read_json, sha256
 from kdpipe.core.fingerprint import code_of, fingerprint
-from kdpipe.core.paths import Results, RunPaths
-from kdpipe.core.specs import BenchRun, Run
+from kdpipe.core.paths import BankPaths, Results, RunPaths
+from kdpipe.core.specs import Bank, BenchRun, Run
 from kdpipe.plan.plan import Plan
 
 
 def verify_results(plan: Plan, results: Results) -> list[str]:
-    """One line for each stored run of the plan that is damaged, incomplete or made by other code."""
+    """One line for each stored run or bank of the plan that is damaged, incomplete or made by other code."""
     found = []
     for name, planned in plan.runs.items():
         paths = results.run(name)
@@ -23,6 +26,10 @@ def verify_results(plan: Plan, results: Results) -> list[str]:
         paths = results.run(name)
         if paths.status.is_file():
             found += [f"{name}: {problem}" for problem in _bench_problems(bench.run, paths)]
+    for name, planned_bank in plan.banks.items():
+        bank = results.bank(name)
+        if bank.record.is_file():
+            found += [f"{name}: {problem}" for problem in _bank_problems(planned_bank.bank, bank)]
     return found
 
 
@@ -45,6 +52,24 @@ def _bench_problems(run: BenchRun, paths: RunPaths) -> list[str]:
         return [f"cannot be read: {error}"]
     lost = [file.name for file in outputs.values() if not file.is_file()]
     return [f"lacks {', '.join(lost)}"] if lost else _differences(run, paths, outputs)
+
+
+def _bank_problems(bank: Bank, paths: BankPaths) -> list[str]:
+    problems = []
+    try:
+        record = read_json(paths.record)
+        if record["bank"] != bank.id:
+            problems.append("its bank.json belongs to another bank")
+        if record["provenance"]["code"] != fingerprint(code_of(bank)):
+            problems.append(f"made by other code ({record['provenance']['code']})")
+        if record["finite"]:
+            logits = np.load(paths.logits, mmap_mode="r", allow_pickle=False)
+            for number, told in enumerate(record["epochs"], 1):
+                if hashlib.sha256(logits[number - 1].data).hexdigest() != told:
+                    problems.append(f"epoch {number} of logits.npy has changed since it was written")
+    except (UserError, KeyError, IndexError, OSError, ValueError, EOFError) as error:
+        problems.append(f"cannot be read: {error}")
+    return problems
 
 
 def _differences(run: Run | BenchRun, paths: RunPaths, outputs: dict[str, Path]) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from kdpipe.core import registry
 from kdpipe.core.errors import Interrupted, ResultsError
 from kdpipe.core.files import read_json
-from kdpipe.core.paths import BankPaths, RunPaths
+from kdpipe.core.paths import BankPaths, Results, RunPaths
 from kdpipe.core.specs import Bank, TeacherRef
 from kdpipe.engine import bank as engine
 from kdpipe.engine.bank import make_bank
@@ -26,6 +26,8 @@ from kdpipe.engine.stop import Stop
 from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights, save_weights
 from kdpipe.nn.banked import banks_for
+from kdpipe.plan.plan import Plan, PlannedBank
+from kdpipe.plan.verify import verify_results
 from tests.engine.test_pack import TRAIN
 from tests.engine.test_train import CPU, StopAfter
 from tests.engine.tiny import SPEC, make_run
@@ -363,6 +365,28 @@ def test_damage_is_one_message(kind, prepared, teacher, store, tmp_path):
     shutil.copytree(source, folder)
     mended = trained(run, tmp_path / "run", prepared, [teacher], [folder])
     assert results(mended) == results(trained(run, tmp_path / "alone", prepared, [teacher]))
+
+
+def test_verify_finds_it(prepared, teacher, tmp_path):
+    results, [spec] = Results(tmp_path), wanted(student("kd"))
+    bank = Bank(spec=spec, label="bank", model="resnet8")
+    paths = results.bank(bank.name)
+    plan = Plan(banks={bank.name: PlannedBank(bank, "teacher", "data")})
+    assert verify_results(plan, results) == []  # it is not there
+    make_bank(bank, paths, prepared, [teacher], CPU)
+    assert verify_results(plan, results) == []
+    kept = paths.logits.read_bytes()
+    flipped(paths.logits, len(kept) - 1)
+    assert verify_results(plan, results) == [
+        f"{bank.name}: epoch {EPOCHS} of logits.npy has changed since it was written"
+    ]
+    paths.logits.write_bytes(kept[:-10])
+    (told,) = verify_results(plan, results)
+    assert "cannot be read" in told
+    paths.logits.write_bytes(kept)
+    flipped(paths.record, 20)
+    (told,) = verify_results(plan, results)
+    assert "cannot be read" in told
 
 
 def test_a_bank_of_something_else_is_refused(prepared, teacher, store, tmp_path):

@@ -350,12 +350,3 @@ def test_another_networks_teacher_is_one_message(prepared, teacher, tmp_path):
     run = make_run("method", "kd").model_copy(update={"pair": ("resnet14", "resnet8")})
     with pytest.raises(CheckpointError, match="another network"):
         Trainer(run, RunPaths(tmp_path), prepared, [teacher.model], CPU)
-
-
-@pytest.mark.slow
-def test_a_compiled_training_gives_the_same_numbers(prepared, teacher, tmp_path):
-    for folder, compiled in (("eager", False), ("compiled", True)):
-        trainer("method", "fitnet", tmp_path / folder, prepared, teacher, compile=compiled).train()
-    eager, compiled = (history(RunPaths(tmp_path / f)) for f in ("eager", "compiled"))
-    for a, b in zip(eager, compiled, strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-2)

@@ -11,6 +11,7 @@ from kdpipe.core import registry
 from kdpipe.core.specs import Augmentation, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
 
 CLASSES, SIZE = 4, 8
+LEVERS = {}  # settings of every protocol, as `pytest tests/engine --protocol` names them
 
 
 def read(folder):
@@ -66,7 +67,7 @@ def make_run(kind, name, *, seed=0, epochs=3, student="resnet8", settings=None, 
         protocol=Protocol(
             epochs=epochs,
             augmentation=(Augmentation(name="crop", settings={"padding": 1}),),
-            **{**values, **protocol},
+            **{**values, **LEVERS, **protocol},
         ),
         **{kind: part},
         teacher=TeacherRef(run="t", anchors=anchors) if taught else None,

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import orchestration, record, step
 from benchmarks.figures import Figure, call, python
-from benchmarks.racing import race
+from benchmarks.racing import LAUNCH, race
 
 MACHINE = {"bfloat16": "native"}
 
@@ -38,6 +38,21 @@ def test_loops_take_turns_and_the_first_slice_does_not_count() -> None:
     assert laps["a"].seconds == [pytest.approx(0.03)] * 2
     assert laps["b"].seconds == [pytest.approx(0.06)] * 2
     assert laps["a"].peak_mib > 1
+
+
+def test_copies_run_at_once_and_take_their_memory_together() -> None:
+    laps = race({"one": partial(Sleeper, 0.02), "two": partial(Sleeper, 0.02)}, 1, 3, {"two": 2})
+    assert laps["two"].seconds == [pytest.approx(0.06)]
+    assert laps["two"].peak_mib > 1.5 * laps["one"].peak_mib
+    assert laps["two"].launches is None  # no GPU is used
+
+
+@pytest.mark.parametrize(
+    "call", ["cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cudaGraphLaunch"]
+)
+def test_what_counts_as_a_launch(call: str) -> None:
+    assert LAUNCH.match(call)
+    assert not LAUNCH.match("cudaMemcpyAsync")
 
 
 def test_a_loop_that_fails_is_named() -> None:

@@ -66,6 +66,8 @@ def test_time_is_shared_and_work_is_not(planned):
 def test_compiled_networks_are_refused_before_anything_runs(planned):
     with pytest.raises(ConfigError, match="'crd240' has 2 GPUs share a run") as told:
         planned(gpus=2, settings={"compile": True})
+    with pytest.raises(ConfigError, match="'crd240' has 2 GPUs share a run"):
+        planned(gpus=2, settings={"compile": "graphs"})
     assert "compile to false" in str(told.value)
     with pytest.raises(ConfigError, match="has 2 GPUs share a run"):
         planned(gpus=2, entry={"name": "standard", "protocol": {"compile": True}})
