@@ -123,7 +123,7 @@ def launches_of(loop: Loop, steps: int = 4) -> float | None:
 
     if not torch.cuda.is_initialized():
         return None
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         loop.run(steps)
     return sum(event.count for event in seen.key_averages() if LAUNCH.match(event.key)) / steps
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import orchestration, record, step
 from benchmarks.figures import Figure, call, python
-from benchmarks.racing import LAUNCH, race
+from benchmarks.racing import LAUNCH, launches_of, race
 
 MACHINE = {"bfloat16": "native"}
 
@@ -53,6 +53,19 @@ def test_copies_run_at_once_and_take_their_memory_together() -> None:
 def test_what_counts_as_a_launch(call: str) -> None:
     assert LAUNCH.match(call)
     assert not LAUNCH.match("cudaMemcpyAsync")
+
+
+class Adder:
+    """Runs operations, none of them a GPU's."""
+
+    def run(self, steps: int) -> float:
+        return float(sum(torch.ones(steps)))
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_operations_of_the_processor_are_no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert launches_of(Adder()) == 0
 
 
 def test_a_loop_that_fails_is_named() -> None:
