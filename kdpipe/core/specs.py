@@ -303,7 +303,7 @@ class BankSpec(Frozen):
     batch_size: int
     epochs: int
     precision: Literal["float32", "bfloat16"]
-    compile: bool
+    compile: Compile
     seed: int
 
     @property
