@@ -17,7 +17,7 @@ FURTHER = "view"  # start of the streams' names of the other, independent ones
 Rule = Literal["lowest_nll", "lowest_ece", "best_accuracy"]
 Precision = Literal["float32", "float16"]
 Storage = Literal["float32", "float16", "bfloat16"]
-Compile = bool | Literal["graphs"]
+Compile = Literal[False, True, "graphs"]
 
 
 class Frozen(BaseModel):
