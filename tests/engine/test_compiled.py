@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._functorch import config as backward
-from torch._inductor.utils import fresh_cache
 
 from kdpipe.core import registry
 from kdpipe.core.errors import Interrupted
@@ -52,6 +50,9 @@ def test_a_training_gives_nearly_the_same_numbers_and_resumes_exactly(how, prepa
 
 def test_what_another_program_compiled_is_not_taken_from_the_cache():
     """PyTorch's cache does not tell passes that may be gone through twice from those that may not."""
+    from torch._functorch import config as backward
+    from torch._inductor.utils import fresh_cache
+
     network = registry.models.get("resnet8").build(4, 1).train()
     images = torch.randn(4, 1, 8, 8)
     parameters = list(network.parameters())
