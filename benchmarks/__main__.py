@@ -37,7 +37,7 @@ def _methods(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
 
 
 def _packing(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
-    counts = asked.at_once or ([1, 2, 4, 8] if asked.device != "cpu" else [1, asked.threads])
+    counts = asked.at_once or ([1, 2, 4, 8] if asked.device != "cpu" else sorted({1, asked.threads}))
     return step.packing(_plain(asked, data), asked.slices, asked.steps, counts, asked.pairs)
 
 

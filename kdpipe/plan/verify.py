@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,7 @@ def _bank_problems(bank: Bank, paths: BankPaths) -> list[str]:
         record = read_json(paths.record)
         if record["bank"] != bank.id:
             problems.append("its bank.json belongs to another bank")
-        if record["provenance"]["code"] != fingerprint(code_of(bank)):
-            problems.append(f"made by other code ({record['provenance']['code']})")
+        problems += _other_code(bank, record["provenance"])
         if record["finite"]:
             logits = np.load(paths.logits, mmap_mode="r", allow_pickle=False)
             for number, told in enumerate(record["epochs"], 1):
@@ -79,11 +79,15 @@ def _differences(run: Run | BenchRun, paths: RunPaths, outputs: dict[str, Path])
         record = read_json(paths.provenance)
         if read_json(paths.spec)["id"] != run.id:
             problems.append("its spec.json belongs to another run")
-        if record["code"] != fingerprint(code_of(run)):
-            problems.append(f"made by other code ({record['code']})")
+        problems += _other_code(run, record)
         for key, file in outputs.items():
             if sha256(file) != record["outputs"].get(key, sha256(file)):  # older records lack the history
                 problems.append(f"{file.name} has changed since it was written")
     except (UserError, KeyError) as error:
         problems.append(f"cannot be read: {error}")
     return problems
+
+
+def _other_code(made: Run | BenchRun | Bank, provenance: dict[str, Any]) -> list[str]:
+    code = provenance["code"]
+    return [] if code == fingerprint(code_of(made)) else [f"made by other code ({code})"]
