@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import orchestration, record, startup, step, tables
+from benchmarks import grid, orchestration, record, startup, step, tables
 from benchmarks.figures import Figure
 from kdpipe.core import registry
 from kdpipe.engine.device import pick_device
@@ -41,10 +41,16 @@ def _packing(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
     return step.packing(_plain(asked, data), asked.slices, asked.steps, counts, asked.pairs)
 
 
+def _grid(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
+    about = {"samples": asked.samples, "threads": asked.threads, "device": asked.device}
+    return grid.measure(grid.Grid(asked.data, asked.pairs[0], **about))
+
+
 PARTS: dict[str, Part] = {
     "step": _step,
     "methods": _methods,
     "packing": _packing,
+    "grid": _grid,
     "startup": lambda asked, data: startup.measure(data, asked.times, threads=asked.threads),
     "orchestration": lambda asked, data: orchestration.measure(
         asked.runs, finished=asked.finished, profiles=tuple(asked.profiles)
@@ -69,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--levers", nargs="+", choices=step.LEVERS, metavar="LEVER", help="rows of `step`")
     made.add_argument("--methods", nargs="+", default=step.METHODS, help="rows of `methods`")
     made.add_argument("--at-once", type=int, nargs="+", metavar="RUNS", help="rows of `packing`")
+    made.add_argument("--samples", type=int, default=5120, help="training images of `grid`; 50000 are all")
     made.add_argument("--slices", type=int, default=7, help="slices that are counted")
     made.add_argument("--steps", type=int, default=4, help="steps in a slice")
     made.add_argument("--times", type=int, default=5, help="calls of each command of `startup`")

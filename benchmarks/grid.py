@@ -1,206 +1,111 @@
-"""Seconds of an epoch of many logit students of one teacher: the usual loop, the teacher beside each, a bank.
+"""Seconds of a grid end to end: students of one teacher that read logits alone, each trained for an epoch.
 
-Three ways to train the same grid on the same images: separate runs of the field's usual loop (`reference.py`,
-ordinary KD whatever the method), kdpipe with a teacher beside each student, and kdpipe with a bank, whose
-making counts. The ways take turns at every student, so that whatever else the machine does hits all alike.
-Evaluation is left out everywhere. The figures that matter are the ratios.
+The usual way is a process of the field's loop for each, one after the other (`reference.py`): it starts,
+trains, measures its student on test images and writes it. It has ordinary KD whatever the method, so two
+are timed. kdpipe's is one call of `snakemake`, from its start to the printed tables, the making of the bank
+included. Nothing is there beforehand but the prepared images and the teacher, whose weights are random.
+The figures that matter are the ratios.
 
-    python -m benchmarks.grid --data data/cifar100 --samples 1280 --threads 2
+    python -m benchmarks grid --data data/cifar100 --samples 5000
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from benchmarks.reference import ReferenceLoop
-from benchmarks.step import wait
-from kdpipe.api import Progress
+from benchmarks.figures import Figure, call, python
+from benchmarks.project import Project
 from kdpipe.core import registry
-from kdpipe.core.paths import BankPaths, RunPaths
-from kdpipe.core.specs import Bank, BankSpec, DataSpec, Part, Protocol, Run, RunSpec, TeacherRef
-from kdpipe.engine.bank import make_bank
-from kdpipe.engine.device import pick_device
-from kdpipe.engine.prepare import Prepared, load, prepare, select
-from kdpipe.engine.train import Trainer
+from kdpipe.core.files import sha256
 from kdpipe.engine.weights import save_weights
-from kdpipe.nn.banked import banks_for
-from kdpipe.plan.config import read_protocol
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 METHODS = ("kd", "dkd", "dist", "ttm", "wttm", "binarykl_norm", "mse", "dhkd")
+PRECISIONS = ("float32", "bfloat16")
+IMAGES_TO_TEST = 5  # training images for each test image, as in CIFAR-100
 
 
+@dataclass(frozen=True)
 class Grid:
-    """Students of one teacher, and its bank.
+    """The students of one teacher.
 
-    Args:
+    Attributes:
+        data: the folder that holds CIFAR-100.
         pair: TEACHER:STUDENT.
-        prepared: CIFAR-100.
-        protocol: of the students.
-        samples: training images.
-        folder: where weights and banks go.
-        device: where everything runs.
-        clock: tells the time, in seconds.
+        methods: of the students, one each.
+        samples: training images; CIFAR-100 has 50,000.
+        threads: processor threads of a training.
+        device: where the networks run.
     """
 
-    def __init__(
-        self,
-        pair: str,
-        prepared: Prepared,
-        protocol: Protocol,
-        samples: int,
-        folder: Path,
-        device: torch.device,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.clock = clock
-        self.teacher, self.student = pair.split(":")
-        self.prepared, self.protocol, self.folder, self.device = prepared, protocol, folder, device
-        self.data = DataSpec(dataset="cifar100", revision=1, train_samples=samples, test_samples=100)
-        self.weights = folder / "teacher.safetensors"
-        save_weights(registry.models.get(self.teacher).build(prepared.num_classes, 3), self.weights)
+    data: Path
+    pair: str
+    methods: Sequence[str] = METHODS
+    samples: int = 5120
+    threads: int = 2
+    device: str = "cpu"
 
-    def run(self, method: str) -> Run:
-        """A student."""
-        plugin = registry.methods.get(method)
-        spec = RunSpec(
-            data=self.data,
-            model=Part(name=self.student, revision=1),
-            protocol=self.protocol,
-            method=Part(name=method, revision=1, settings=plugin.Config().model_dump(mode="json")),
-            teacher=TeacherRef(run="benchmark"),
-            seed=0,
-        )
-        return Run(spec=spec, label=method, protocol="crd240", pair=(self.teacher, self.student))
+    @property
+    def tests(self) -> int:
+        """How many images the students are measured on."""
+        return self.samples // IMAGES_TO_TEST
 
-    def wanted(self, method: str) -> tuple[BankSpec, ...]:
-        """The banks that a method's student reads."""
-        plugin = registry.methods.get(method)
-        return banks_for(self.run(method).spec, plugin(plugin.Config()))
+    def usual(self, prepared: Path, times: int = 2) -> float:
+        """Seconds by the usual loop, from prepared images: of one student, `times` times, for each of all."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = {
+                "data": prepared,
+                "pair": self.pair,
+                "samples": self.samples,
+                "tests": self.tests,
+                "threads": self.threads,
+                "device": self.device,
+                "out": Path(folder) / "student.pt",
+            }
+            given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+            command = python("-m", "benchmarks.reference", *given)
+            return len(self.methods) * statistics.mean(call(command).seconds for _ in range(times))
 
-    def make(self, spec: BankSpec) -> float:
-        """Make a bank, whether it is there or not; returns the seconds."""
-        paths, bank = self._paths(spec), Bank(spec=spec, label="bank", model=self.teacher)
-        shutil.rmtree(paths.root, ignore_errors=True)
-        start = self.clock()
-        make_bank(bank, paths, self.prepared, [self.weights], self.device)
-        return self.clock() - start
-
-    def epoch(self, method: str, banked: bool) -> float:
-        """Train a student for an epoch, all of its images, and return the seconds."""
-        banks = [self._paths(spec).root for spec in self.wanted(method)] if banked else []
-        trainer = Trainer(
-            self.run(method), RunPaths(self.folder), self.prepared, [self.weights], self.device, banks=banks
-        )
-        trainer.model.train()
-        wait(self.device)
-        start = self.clock()
-        assert trainer.teacher is not None
-        trainer.teacher.begin(0)
-        for step, batch in enumerate(trainer.batches.epoch(0)):
-            trainer.step(batch, Progress(0, self.protocol.epochs, step, trainer.batches.steps))
-        wait(self.device)
-        return self.clock() - start
-
-    def usual(self, workers: int) -> ReferenceLoop:
-        """The usual loop for the pair."""
-        train = select(self.prepared, self.data)["train"]
-        student, teacher = (registry.models.get(n).build(100, 3) for n in (self.student, self.teacher))
-        return ReferenceLoop(
-            student, teacher, np.asarray(train.images).transpose(0, 3, 1, 2), train.labels,
-            mean=self.prepared.mean, std=self.prepared.std, batch_size=self.protocol.batch_size,
-            workers=workers, lr=self.protocol.lr, device=self.device,
-        )  # fmt: skip
-
-    def _paths(self, spec: BankSpec) -> BankPaths:
-        return BankPaths(self.folder / spec.id)
+    def project(self, root: Path, precision: str) -> Project:
+        """A project with the grid as its study, its teacher imported and its images prepared."""
+        teacher, student = self.pair.split(":")
+        weights = root / "teacher.safetensors"
+        save_weights(registry.models.get(teacher).build(100, 3), weights)
+        study = {
+            "title": "Logit students of one teacher",
+            "dataset": "cifar100",
+            "protocol": "crd240",
+            "scale": "part",
+            "scales": {"part": {"epochs": 1, "train_samples": self.samples, "test_samples": self.tests}},
+            "seeds": [0],
+            "pairs": [{"teacher": teacher, "student": student}],
+            "recipes": [{"name": "imported", "settings": {"files": {teacher: sha256(weights)}}}],
+            "methods": [{"name": name, "protocol": {"precision": precision}} for name in self.methods],
+            "metrics": ["top1"],
+        }
+        project = Project(root)
+        place = {"data": str(self.data.resolve().parent), "device": self.device, "threads": self.threads}
+        project.write({"grid": study}, **place, bank={"use": "always"})
+        project.kdpipe("import-teacher", weights, "--model", teacher, "--dataset", "cifar100")
+        project.snakemake("local", "--until", "adopt_teacher")
+        return project
 
 
-def measure(grid: Grid, methods: Sequence[str], turns: int, workers: int) -> dict[str, list[float]]:
-    """Seconds of an epoch of the whole grid in each turn, by way; those of its banks are `bank`."""
-    usual = grid.usual(workers)
-    steps = (grid.data.train_samples or 0) // grid.protocol.batch_size
-    usual.run(1)  # its workers start
-    banks = {spec.id: spec for method in methods for spec in grid.wanted(method)}
-    seconds: dict[str, list[float]] = {"reference": [], "beside": [], "bank": [], "banked": []}
-    for _ in range(turns):
-        seconds["bank"].append(sum(map(grid.make, banks.values())))
-        parts = []
-        for method in methods:
-            start = grid.clock()
-            usual.run(steps)
-            parts.append((grid.clock() - start, grid.epoch(method, False), grid.epoch(method, True)))
-        for way, own in zip(("reference", "beside", "banked"), zip(*parts, strict=True), strict=True):
-            seconds[way].append(sum(own))
-    return seconds
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds CIFAR-100")
-    parser.add_argument("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=1280, help="training images; 50000 is a whole epoch")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=2, help="data workers of the usual loop")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: of this process, where the machine is busy"
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    asked = parser.parse_args()
-
-    torch.set_num_threads(asked.threads)
-    protocol = read_protocol("crd240", Path("config")).settings.model_copy(
-        update={"precision": asked.precision, "epochs": 1, "milestones": ()}
-    )
-    with tempfile.TemporaryDirectory() as place:
-        prepare(registry.datasets.get("cifar100"), asked.data, Path(place) / "cifar100")
-        prepared = load(Path(place) / "cifar100")
-        device, clock = pick_device(asked.device), CLOCKS[asked.clock]
-        grid = Grid(asked.pair, prepared, protocol, asked.samples, Path(place), device, clock)
-        seconds = measure(grid, asked.methods, asked.turns, asked.workers)
-    report(asked, seconds)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) for k, v in vars(asked).items() if k not in ("data", "out")}
-        asked.out.write_text(
-            json.dumps({"torch": torch.__version__, "settings": settings, "seconds": seconds})
-        )
-
-
-def report(asked: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
-    """Print medians, and the ratios of each turn."""
-    whole = [bank + banked for bank, banked in zip(seconds["bank"], seconds["banked"], strict=True)]
-    print(
-        f"{len(asked.methods)} students of {asked.pair}, {asked.precision}, {asked.samples} images an epoch,"
-    )
-    print(f"{asked.threads} threads, {asked.turns} turns; torch {torch.__version__}")
-    ways = {
-        "usual loop": seconds["reference"],
-        "kdpipe, teacher beside each": seconds["beside"],
-        "kdpipe, bank and students": whole,
-        "  of which the bank": seconds["bank"],
-    }
-    for way, own in ways.items():
-        ratios = [usual / each for usual, each in zip(seconds["reference"], own, strict=True)]
-        print(f"{way:<30}{statistics.median(own):>10.2f} s{statistics.median(ratios):>8.2f} x")
-
-
-if __name__ == "__main__":
-    main()
+def measure(grid: Grid) -> Iterator[Figure]:
+    """Seconds of the whole grid by the usual loop and by kdpipe, and how many times faster kdpipe is."""
+    about = f"{len(grid.methods)} students, {grid.pair.replace(':', ' to ')}, {grid.samples} images"
+    usual = None
+    for precision in PRECISIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            project = grid.project(Path(folder), precision)
+            if usual is None:
+                usual = grid.usual(next(Path(folder).glob("results/data/*")))
+                yield Figure("grid", f"{about}, the usual loop, one after the other", usual, "s")
+            took = project.snakemake("local").seconds
+            kept = len(list(Path(folder).glob("results/runs/*/status.json")))
+            if kept < len(grid.methods):
+                raise RuntimeError(f"{kept} runs are finished, not {len(grid.methods)}")
+            yield Figure("grid", f"{about}, kdpipe, {precision}", took, "s", usual / took, "more")

@@ -10,15 +10,14 @@ call knows that.
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import ROOT, Figure, Took, call, python
+from benchmarks.figures import Figure, Took, call, python
+from benchmarks.project import START, Project
 
 TEACHERS = ("resnet32x4", "wrn_40_2", "resnet110", "resnet56", "vgg13")
 STUDENTS = ("resnet8x4", "wrn_16_2", "resnet20", "resnet32", "vgg8")
@@ -27,8 +26,6 @@ LOGITS = ("scratch", "kd", "dkd", "mlld", "ttm", "wttm", "dist", "mse", "binaryk
 FEATURES = ("at", "cc", "crd", "fitnet", "nst", "ofd", "pkt", "reviewkd", "rkd", "sp", "vid")
 METHODS = (*LOGITS, *FEATURES)
 PROFILES = ("local", "slurm")
-STUDY = "many"
-START = "from snakemake.cli import main; main()"
 # before that, for `--touch` to take no 0.1 s for each job, and for nothing to follow: no tables, no tracking
 TOUCH = (
     "import snakemake.api; from snakemake.executors.touch import Executor; Executor.SLEEPING_TIME = 0; "
@@ -43,13 +40,9 @@ def grid(runs: int) -> dict[str, list[Any]]:
     return {"pairs": pairs, "seeds": list(range(max(1, round(runs / (per_pair * len(pairs))))))}
 
 
-def project(root: Path, runs: int) -> None:
-    """A project with one study of about `runs` runs, at the kdpipe's own settings and protocols."""
-    config = root / "config"
-    (config / "studies").mkdir(parents=True)
-    shutil.copytree(ROOT / "config" / "protocols", config / "protocols")
-    shutil.copy(ROOT / "config" / "scales.yaml", config)
-    (config / "config.yaml").write_text(json.dumps({"studies": [STUDY]}))  # JSON is YAML
+def made_up(root: Path, runs: int) -> Project:
+    """A project with one study of about `runs` runs."""
+    project = Project(root)
     study = {
         "title": "Many runs",
         "dataset": "cifar100",
@@ -59,28 +52,22 @@ def project(root: Path, runs: int) -> None:
         "methods": METHODS,
         "metrics": ["top1", "nll", "agreement"],
     }
-    (config / "studies" / f"{STUDY}.yaml").write_text(json.dumps(study))
+    project.write({"many": study})
+    return project
 
 
-def snakemake(root: Path, profile: str, *arguments: str, start: str = START) -> Took:
-    """Call Snakemake on a project with one of the shipped profiles."""
-    command = python("-c", start, "-s", ROOT / "Snakefile", "--directory", root, "--cores", "2")
-    profile_folder = ROOT / "workflow" / "profiles" / profile
-    return call([*command, "--workflow-profile", profile_folder, *arguments], root)
-
-
-def finish(root: Path) -> None:
+def finish(project: Project) -> None:
     """Make up every output of a project's jobs, and let Snakemake record that they are up to date."""
-    _header, *files = snakemake(root, "local", "--summary").output.splitlines()
+    _header, *files = project.snakemake("local", "--summary").output.splitlines()
     for line in files:
         name, *rest = line.split("\t")
-        file = root / name
+        file = project.root / name
         if rest and file.suffix:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text('{"status": "finished"}')
         elif rest:
             file.mkdir(parents=True, exist_ok=True)
-    snakemake(root, "local", "--touch", "--forceall", "--quiet", "all", start=TOUCH + START)
+    project.snakemake("local", "--touch", "--forceall", "--quiet", "all", start=TOUCH + START)
 
 
 def measure(runs: int, *, finished: bool = False, profiles: tuple[str, ...] = PROFILES) -> Iterator[Figure]:
@@ -93,20 +80,18 @@ def measure(runs: int, *, finished: bool = False, profiles: tuple[str, ...] = PR
         )
 
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        project(root, runs)
-        plan = python("-m", "kdpipe", "plan")
-        cold, warm = call(plan, root), call(plan, root)
+        project = made_up(Path(folder), runs)
+        cold, warm = project.kdpipe("plan"), project.kdpipe("plan")
         planned = _runs(warm)
         yield figure("kdpipe plan, new", cold)
         yield figure("kdpipe plan, again", warm)
         for profile in profiles:
-            dry = snakemake(root, profile, "-n")
+            dry = project.snakemake(profile, "-n")
             yield figure(f"snakemake -n, profile {profile}", dry)
         if finished:
-            finish(root)
-            yield figure("snakemake -n, all finished", _nothing_to_do(root))
-            yield figure("kdpipe plan, all finished", call(plan, root))
+            finish(project)
+            yield figure("snakemake -n, all finished", _nothing_to_do(project))
+            yield figure("kdpipe plan, all finished", project.kdpipe("plan"))
 
 
 def _runs(plan: Took) -> int:
@@ -117,8 +102,8 @@ def _runs(plan: Took) -> int:
     return int(found[1].replace(",", ""))
 
 
-def _nothing_to_do(root: Path) -> Took:
-    took = snakemake(root, "local", "-n")
+def _nothing_to_do(project: Project) -> Took:
+    took = project.snakemake("local", "-n")
     if "Nothing to be done" not in took.output:
         raise RuntimeError(f"a finished study still has jobs:\n{took.output[-2000:]}")
     return took

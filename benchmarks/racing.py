@@ -32,11 +32,13 @@ class Lap:
         seconds: of each slice, after a warm-up slice.
         peak_mib: the most memory that its process took, or that it took on a GPU.
         launches: how often a step has a GPU begin something; None without one.
+        moved: bytes that a step reads and writes; None where that cannot be seen.
     """
 
     seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
     launches: float | None = None
+    moved: float | None = None
 
 
 def race(
@@ -69,7 +71,7 @@ def race(
                 process.start()
                 theirs.close()
                 processes.append(process)
-                _ask(name, [mine], 0)  # one starts after the other
+                (laps[name].moved,) = _ask(name, [mine], 0)  # one starts after the other
         for turn in range(slices + 1):
             for name in entrants:
                 seconds, peaks, launches = zip(*_ask(name, lines[name], steps), strict=True)
@@ -95,8 +97,10 @@ def _ask(name: str, lines: Sequence[Connection], steps: int) -> list[Any]:
 
 def _serve(make: Callable[[], Loop], line: Connection) -> None:
     """Run slices as they are asked for, until nobody asks any more."""
+    from benchmarks.traffic import bytes_of
+
     loop, launches = make(), None
-    line.send(None)
+    line.send(bytes_of(loop))  # of the first step, which is as it is written, whatever is captured later
     while True:
         try:
             steps = line.recv()

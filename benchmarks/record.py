@@ -14,12 +14,14 @@ from benchmarks.figures import Figure
 
 ACCEPTED = Path(__file__).with_name("accepted.json")
 TOLERANCE = 0.15  # a ratio's quartiles on a shared machine lie about as far apart
-UNSTABLE = ("roofline", "memory")  # parts that say where one stands, and are not compared
+UNSTABLE = ("roofline", "bandwidth", "memory")  # parts that say where one stands, and are not compared
 TITLES = {
     "step": "Ordinary KD, by lever",
     "methods": "Other methods",
     "packing": "Several runs at once",
+    "grid": "A grid of students, end to end",
     "roofline": "How much of the processor they use",
+    "bandwidth": "How much of the memory's speed they use",
     "memory": "Peak memory",
     "launches": "Launches of a GPU",
     "startup": "Start-up",
@@ -113,7 +115,8 @@ def page(record: Record) -> str:
         "",
         "What was measured last and accepted; [how, and which levers there are](../benchmarks/README.md). "
         "A ratio is to the yardstick of its table, in the same call: of steps, the field's usual loop, alone "
-        "(more is better); of memory, that loop's; of everything else, the processor time of `import torch`.",
+        "or its grid (more is better); of memory, that loop's; of everything else, the processor time of "
+        "`import torch`.",
         "",
         f"{where}; {about['threads']} threads, load average {about['load'][0]} to {about['load'][1]}; "
         f"bfloat16 is {about['bfloat16']}; torch {about['torch']}, Python {about['python']}. "

@@ -49,10 +49,16 @@ LEVERS = {  # row -> the settings of `Entrant` that make it
     "kdpipe, bfloat16": {"precision": "bfloat16"},
     "kdpipe, bfloat16, stored logits": {"precision": "bfloat16", "stored": True},
     "kdpipe, compiled": {"compile": True},
-    "kdpipe, compiled, CUDA graphs": {"compile": "graphs"},
+    "kdpipe, CUDA graphs": {"compile": "graphs"},
+    "kdpipe, CUDA graphs, bfloat16": {"compile": "graphs", "precision": "bfloat16"},
+    "kdpipe, CUDA graphs, bfloat16, stored logits": {
+        "compile": "graphs",
+        "precision": "bfloat16",
+        "stored": True,
+    },
 }
 SLOW_TO_START = {name for name, settings in LEVERS.items() if "compile" in settings}
-REFERENCE, CEILING = "reference", "ceiling"
+REFERENCE, CEILING, COPIES = "reference", "ceiling", "copies"
 
 
 class EngineLoop:
@@ -60,6 +66,7 @@ class EngineLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.opaque = trainer.run.spec.protocol.compile is True
         trainer.model.train()
         self._batches = self._endless()
 
@@ -113,6 +120,29 @@ class Convolutions:
         return timed(work)
 
 
+class Copies:
+    """The yardstick of the memory: copies that no cache holds.
+
+    Args:
+        device: where.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.numbers, self.place = torch.ones(2, 2**26, device=device)  # 256 MiB each
+
+    def run(self, steps: int) -> float:
+        """Take `steps` steps and return the seconds they took."""
+
+        def work() -> None:
+            for _ in range(steps):
+                self.place.copy_(self.numbers)
+            wait(self.device)
+
+        wait(self.device)
+        return timed(work)
+
+
 class Stored:
     """Logits of every sample in place of a teacher: what a run from a bank costs.
 
@@ -141,7 +171,7 @@ class Entrant:
     Attributes:
         data: the prepared data set.
         pair: teacher and student, `TEACHER:STUDENT`.
-        kind: kdpipe's loop, the usual one or the ceiling.
+        kind: kdpipe's loop, the usual one, or a yardstick of the hardware.
         method: how it distils.
         precision, compile: as in a protocol.
         stored: whether stored logits stand in for the teacher.
@@ -173,6 +203,8 @@ class Entrant:
             keep_freed_memory()
         if self.kind == CEILING:
             return Convolutions(64, device)
+        if self.kind == COPIES:
+            return Copies(device)
         if self.without == "fold":
             teacher.fold_batch_norm = nn.Module.eval
         if self.without == "channels_last":
@@ -295,9 +327,9 @@ def _rows(
     slices: int,
     steps: int,
 ) -> Iterator[Figure]:
-    yardsticks = {kind: replace(plain, kind=kind) for kind in (REFERENCE, CEILING)}
+    yardsticks = {kind: replace(plain, kind=kind) for kind in (REFERENCE, CEILING, COPIES)}
     laps = race({**yardsticks, **rows}, slices, steps)
-    usual, ceiling = laps[REFERENCE], laps[CEILING]
+    usual, ceiling, copies = laps[REFERENCE], laps[CEILING], laps[COPIES]
     most = Convolutions(64, torch.device("cpu")).flops * steps / statistics.median(ceiling.seconds)
     rate = partial(_rate, steps=steps)
     yield Figure(part, f"{about}, the usual loop's KD", rate(usual), "images/s")
@@ -307,6 +339,10 @@ def _rows(
         yield Figure(part, f"{about}, {name}", rate(lap), "images/s", ratio, "more")
         used = entrant.flops(prepared) * steps / statistics.median(lap.seconds)
         yield Figure("roofline", f"{about}, {name}", 100 * used / most, "% of convolutions' speed")
+        if lap.moved and copies.moved:
+            share = lap.moved / statistics.median(lap.seconds)
+            share /= copies.moved / statistics.median(copies.seconds)
+            yield Figure("bandwidth", f"{about}, {name}", 100 * share, "% of copying's speed")
         yield Figure("memory", f"{about}, {name}", lap.peak_mib, "MiB", lap.peak_mib / usual.peak_mib)
         if lap.launches is not None and usual.launches:
             fewer = lap.launches / usual.launches

@@ -267,6 +267,9 @@ METRICS: dict[str, Measure] = {
     "ms_loss": Measure("loss", "ms", "lower", 1, "time that a step takes for its loss", of_training=True),
     "ms_backward": Measure("backward", "ms", "lower", 1, "time of a step's backward pass", of_training=True),
     "ms_optimizer": Measure("optimiser", "ms", "lower", 1, "time of the optimiser's step", of_training=True),
+    "ms_replay": Measure(
+        "replay", "ms", "lower", 1, "time of a captured step, all but its data", of_training=True
+    ),
     "memory_mib": Measure(
         "memory",
         "MiB",

@@ -44,7 +44,7 @@ class Protocol(Frozen):
     """How a network is trained: optimiser, schedule, batches, augmentation, precision.
 
     `max_grad_norm` bounds the 2-norm of all gradients of a step together; 0 does not bound it.
-    `compile: graphs` compiles the networks as `true` does, and has a GPU replay their kernels as CUDA graphs.
+    `compile: true` compiles the networks; `graphs` has a GPU capture whole steps and replay them.
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset({"max_grad_norm"})
@@ -291,7 +291,8 @@ class BankSpec(Frozen):
         teacher: whose logits they are.
         view: name of the stream of views.
         augmentation: everything that makes the views, in order.
-        batch_size, epochs, precision, compile: as the students' protocol states them.
+        batch_size, epochs, precision: as the students' protocol states them.
+        compile: whether their networks are compiled.
         seed: of order and augmentation, which is the students'.
     """
 
@@ -303,7 +304,7 @@ class BankSpec(Frozen):
     batch_size: int
     epochs: int
     precision: Literal["float32", "bfloat16"]
-    compile: Compile
+    compile: bool
     seed: int
 
     @property

@@ -27,7 +27,7 @@ from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.paths import BankPaths
 from kdpipe.core.specs import Bank, BankSpec, Storage
 from kdpipe.engine.batches import Batches, preprocessing, resident
-from kdpipe.engine.compiled import compile_networks, next_step
+from kdpipe.engine.compiled import compile_networks
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
@@ -121,13 +121,13 @@ class _Source:
             DataInfo(prepared.num_classes, torch.tensor(train.labels)),
             logits=spec.teacher.logits,
         )
-        compile_networks(self.teacher.models, spec.compile)
+        if spec.compile:
+            compile_networks(self.teacher.models)
 
     def epoch(self, epoch: int) -> NDArray[Any]:
         """The logits of an epoch by sample, as they are stored."""
         logits = torch.empty(self.batches.samples, self.classes, device=self.device)
         for batch in self.batches.epoch(epoch):
-            next_step(self.bank.spec.compile)
             logits[batch.index] = self.teacher([batch.images], batch.index).logits
             if self.stop.requested:
                 raise Interrupted(f"{self.bank.label}: stopped in epoch {epoch + 1}; run it again to go on")

@@ -47,7 +47,8 @@ for _method in vars(torch.optim.Optimizer).values():
 def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The protocol's optimiser over `parameters`.
 
-    With `decay_on: weights`, vectors (biases, batch-norm scales) are not decayed.
+    With `decay_on: weights`, vectors (biases, batch-norm scales) are not decayed. Adam must know that its
+    steps will be captured; SGD need not.
     """
     decayed = [p for p in parameters if protocol.decay_on == "all" or p.ndim > 1]
     rest = [p for p in parameters if protocol.decay_on == "weights" and p.ndim <= 1]
@@ -57,7 +58,8 @@ def optimizer(protocol: Protocol, parameters: Sequence[nn.Parameter]) -> torch.o
         if group
     ]
     if protocol.optimizer == "adam":
-        return Adam(groups, lr=protocol.lr, fused=True)
+        captured = protocol.compile == "graphs" and all(p.is_cuda for p in parameters)
+        return Adam(groups, lr=protocol.lr, fused=True, capturable=captured)
     return SGD(groups, lr=protocol.lr, momentum=protocol.momentum, nesterov=protocol.nesterov, fused=True)
 
 

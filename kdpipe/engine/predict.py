@@ -15,7 +15,6 @@ from kdpipe.api import HeldOut, ImageFiles, Outputs
 from kdpipe.core.files import atomic
 from kdpipe.core.specs import BankSpec, Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
-from kdpipe.engine.compiled import next_step
 from kdpipe.engine.prepare import Prepared, positions, select
 from kdpipe.engine.processes import ALONE, Processes
 
@@ -42,8 +41,7 @@ def predict(
     logits = []
     with torch.inference_mode(), autocast(protocol, device):
         for part in in_order(mine, BATCH, device):
-            next_step(protocol.compile)
-            logits.append(model(normalise(part)).to(torch.float32, copy=True))  # the next may take its place
+            logits.append(model(normalise(part)).float())
         found = torch.cat(logits)
         return (processes.whole(found, len(images)) if share else found).cpu().numpy()
 

@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from kdpipe.core.paths import RunPaths
 from kdpipe.core.specs import Run
 from kdpipe.engine.bank import Banked
 from kdpipe.engine.batches import Batches, preprocessing
-from kdpipe.engine.compiled import compile_networks, next_step
+from kdpipe.engine.compiled import compile_networks
+from kdpipe.engine.graphs import Home, Replays, capture_on, homes_of
 from kdpipe.engine.memory import MemoryFiles
 from kdpipe.engine.observe import Observer, Row
 from kdpipe.engine.optimise import optimizer, rate
@@ -130,7 +131,8 @@ class Trainer:
         self.objective.to(self.device)
         self.peers.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer(protocol, self.trainable.all)
-        compile_networks((self.model, *self.peers), protocol.compile)  # after the hooks
+        if protocol.compile is True:
+            compile_networks((self.model, *self.peers))  # after the hooks
         asked = self.objective.per_sample(self.data)
         self.memory = MemoryFiles(
             self.paths.state, asked, self.data.num_samples, self.device, self.processes.first
@@ -141,7 +143,10 @@ class Trainer:
         self.seconds = 0.0
         self.stopped = False  # by the objective
         self.watched: Row = {}
+        self._watching = False  # whether the next step compares gradients
         self.profile = Profile(self.device)
+        capture = capture_on(self.device) if protocol.compile == "graphs" else None
+        self.replays = Replays(self._step, self._homes, capture) if capture else None
 
     def _build(self) -> None:
         """Make the network, its peers and what the objective trains beside them."""
@@ -241,29 +246,45 @@ class Trainer:
 
     def step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """One step of the optimiser; the loss terms, and the meter's sums, stay on the device."""
-        next_step(self.run.spec.protocol.compile)
         if isinstance(self.objective, Recipe):
             batch = self.objective.transform(batch, at)
+        if self.replays is None:
+            terms = self._step(batch, at)
+        else:
+            with self.profile.phase("replay"):
+                terms = self.replays(batch, at)
+        self.profile.next()
+        return terms
+
+    def _step(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """What a step does with a batch; it may be captured, and then nothing of it depends on `at.step`."""
         inputs = [self.processes.mine(images, len(batch.index)) for images in self.objective.inputs(batch)]
-        with self.profile.phase("student"):
+        with self._phase("student"):
             s = None if isinstance(self.objective, TeacherPart) else self._through(self.catch, inputs, batch)
-        with self.profile.phase("teacher"):
+        with self._phase("teacher"):
             t = self._taught(inputs, batch)
-        with self.profile.phase("loss"):
+        with self._phase("loss"):
             terms = self._terms(s, t, batch, at)
-        if self.gradients and at.step == 0 and (at.epoch + 1) % self.gradients == 0:
-            self.watched = compared(terms, self.trainable)
-        with self.profile.phase("backward"):
+        if self._watching:
+            self.watched, self._watching = compared(terms, self.trainable), False
+        with self._phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             self.objective.backward(terms, self.trainable)
             self.processes.average([p.grad for p in self.trainable.all if p.grad is not None])
-        with self.profile.phase("optimizer"):
+        with self._phase("optimizer"):
             if bound := self.run.spec.protocol.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.trainable.all, bound)
             self.optimizer.step()
             self.meter.add(terms, batch.labels, s.logits if s else None)
-        self.profile.next()
         return terms
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        """Measure a part of the step; of one that may be replayed, nothing but the whole can be measured."""
+        return nullcontext() if self.replays else self.profile.phase(name)
+
+    def _homes(self) -> list[Home]:
+        """Where a step may put another tensor in one's place."""
+        return [*homes_of((self.model, self.objective, self.peers)), self.meter.sums]
 
     def _taught(self, inputs: Sequence[Tensor], batch: Batch) -> Outputs:
         """Outputs of the teacher or of the peers; empty logits without either."""
@@ -307,6 +328,9 @@ class Trainer:
             self.watched = {}
             torch.manual_seed(stream_seed(spec.seed, "method", epoch))
             self._choose_anchor(at)
+        self._watching = bool(self.gradients) and not start and (epoch + 1) % self.gradients == 0
+        if self.replays:
+            self.replays.begin()
         if self.teacher:
             self.teacher.begin(epoch)
         lr = rate(spec.protocol, epoch)
@@ -377,7 +401,8 @@ class Trainer:
             self.processes.shared,
             ref.logits if ref else "float32",
         )
-        compile_networks(teacher.models, self.run.spec.protocol.compile)
+        if self.run.spec.protocol.compile is True:
+            compile_networks(teacher.models)
         return teacher
 
     def _choose_anchor(self, at: Progress) -> None:

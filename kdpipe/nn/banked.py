@@ -38,7 +38,7 @@ def banks_for(spec: RunSpec, objective: Objective) -> tuple[BankSpec, ...]:
             batch_size=protocol.batch_size,
             epochs=protocol.epochs,
             precision=protocol.precision,
-            compile=protocol.compile,
+            compile=protocol.compile is True,
             seed=spec.seed,
         )
         for view in _views(objective)

@@ -647,7 +647,7 @@ class _StudyResolver:
         if gpus > 1 and spec.protocol.compile:
             raise ConfigError(
                 f"protocol '{getattr(self.site.names, kind)}' has {gpus} GPUs share a run, "
-                "which compiled networks cannot",
+                "which compiled networks and captured steps cannot",
                 where=self.where,
                 fix="set gpus to 1 or compile to false in the protocol",
             )

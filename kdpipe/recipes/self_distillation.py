@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,9 +91,9 @@ class SelfDistillation(Recipe):
         alpha, distance = self.config.alpha, self.config.loss
         terms = {}
         if alpha:
-            onehot = F.one_hot(batch.labels, s.logits.shape[1])
+            certain = torch.zeros_like(s.logits).scatter_(1, batch.labels[:, None], 1.0)
             labels = (
-                probability_mse(s.logits, onehot)
+                probability_mse(s.logits, certain)
                 if distance == "mse"
                 else cross_entropy(s.logits, batch.labels)
             )

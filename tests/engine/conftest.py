@@ -17,7 +17,7 @@ def pytest_addoption(parser):
         "--protocol",
         type=json.loads,
         default={},
-        help='settings of the trainings, where a test says nothing: \'{"compile": "graphs"}\'',
+        help="settings of the trainings, where a test says nothing: '{\"compile\": true}'",
     )
 
 

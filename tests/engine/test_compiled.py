@@ -24,8 +24,7 @@ def teacher(prepared, tmp_path_factory):
     return paths
 
 
-@pytest.mark.parametrize("how", [True, "graphs"])
-def test_a_training_gives_nearly_the_same_numbers_and_resumes_exactly(how, prepared, teacher, tmp_path):
+def test_a_training_gives_nearly_the_same_numbers_and_resumes_exactly(prepared, teacher, tmp_path):
     """Stopped before the last batch of an epoch, which is smaller: a resumed training meets it first.
 
     dhkd reads taps, and takes gradients twice in a step.
@@ -36,12 +35,12 @@ def test_a_training_gives_nearly_the_same_numbers_and_resumes_exactly(how, prepa
         return trainer("method", "dhkd", tmp_path / folder, prepared, teacher, epochs=2, compile=how)
 
     begun("eager", False).train()
-    begun("whole", how).train()
-    stopped = begun("parts", how)
+    begun("whole", True).train()
+    stopped = begun("parts", True)
     StopAfter(stopped, 3)
     with pytest.raises(Interrupted):
         stopped.train()
-    begun("parts", how).train()
+    begun("parts", True).train()
     assert bits(tmp_path / "whole") == bits(tmp_path / "parts")
     eager, compiled = (history(RunPaths(tmp_path / f)) for f in ("eager", "whole"))
     for a, b in zip(eager, compiled, strict=True):
@@ -71,7 +70,7 @@ def test_what_another_program_compiled_is_not_taken_from_the_cache():
         network.compile(dynamic=False)
         torch.autograd.grad(network(images).sum(), parameters)
         torch._dynamo.reset()
-        compile_networks([network], True)
+        compile_networks([network])
         torch.testing.assert_close(gradients(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -80,7 +79,7 @@ def test_two_networks_of_a_kind_keep_their_own_taps():
     spec = registry.models.get("resnet8")
     plain, first, second = (spec.build(4, 1).eval() for _ in range(3))
     caught = [catch(network, spec, ["embed"]) for network in (first, second)]
-    compile_networks([plain, first, second], True)
+    compile_networks([plain, first, second])
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         plain(images)

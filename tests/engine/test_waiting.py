@@ -23,7 +23,6 @@ DRAWN = "numbers of the host's generator, read on the host"
 KNOWN = {  # with the reason why a GPU does not wait
     ("recipe", "mixup"): DRAWN,
     ("recipe", "cutmix"): DRAWN,
-    ("recipe", "self_distillation"): "`one_hot` looks for wrong labels on a processor only",
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from benchmarks import orchestration, record, step
 from benchmarks.figures import Figure, call, python
 from benchmarks.racing import LAUNCH, launches_of, race
+from benchmarks.traffic import bytes_of, size
 
 MACHINE = {"bfloat16": "native"}
 
@@ -41,6 +42,28 @@ def test_loops_take_turns_and_copies_run_at_once() -> None:
     assert laps["b"].seconds == [pytest.approx(0.06)] * 2
     assert laps["b"].peak_mib > 1.5 * laps["a"].peak_mib > 1
     assert laps["b"].launches is None  # no GPU is used
+
+
+class Adding:
+    """Adds two vectors of 1,000 numbers, and a third of them in place."""
+
+    def __init__(self) -> None:
+        self.a, self.b = torch.ones(2, 1000)
+
+    def run(self, steps: int) -> float:
+        for _ in range(steps):
+            (self.a + self.b.reshape(10, 100).flatten())[:500].add_(self.a[:500])
+        return 1.0
+
+
+def test_bytes_that_a_step_moves() -> None:
+    """Two vectors are read and one is written; then two halves and one of them; views are free."""
+    assert bytes_of(Adding()) == 4 * (3 * 1000 + 3 * 500)
+    assert race({"adding": Adding}, 1, 1)["adding"].moved == 4 * (3 * 1000 + 3 * 500)
+
+
+def test_a_number_that_is_repeated_is_read_once() -> None:
+    assert size([torch.ones(1).expand(1000), {"a": torch.ones(2, 2)}, "text"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -109,8 +132,7 @@ def test_the_accepted_figures_are_as_good_as_themselves() -> None:
 
 
 def test_a_made_up_study_has_about_as_many_runs_as_asked_for(tmp_path: Path) -> None:
-    orchestration.project(tmp_path, 60)
-    done = call(python("-m", "kdpipe", "plan"), tmp_path)
+    done = orchestration.made_up(tmp_path, 60).kdpipe("plan")
     assert 60 <= orchestration._runs(done) <= 120
     for runs in (1000, 10_000, 30_000):
         grid = orchestration.grid(runs)
@@ -118,7 +140,7 @@ def test_a_made_up_study_has_about_as_many_runs_as_asked_for(tmp_path: Path) -> 
             len(grid["pairs"]) * len(grid["seeds"]) * len(orchestration.RECIPES) * len(orchestration.METHODS)
         )
         assert made == pytest.approx(runs, rel=0.15)
-    assert json.loads((tmp_path / "config" / "config.yaml").read_text())["studies"] == [orchestration.STUDY]
+    assert json.loads((tmp_path / "config" / "config.yaml").read_text()) == {"studies": ["many"]}
 
 
 def test_a_command_that_fails_is_an_error() -> None:
