@@ -83,8 +83,9 @@ class Replays:
     """A training's steps: as usual, captured, or replayed.
 
     In each epoch the first batch of a shape is stepped as usual, and the second one's step is captured.
-    Others are copied to where that batch was, and the step is replayed. What a step reads on the host is fixed
-    by the capture: the learning rate, weights that depend on the epoch. So nothing captured outlives an epoch.
+    Others are copied to where that batch was, and the step is replayed. What a step reads on the host is
+    fixed by the capture: the learning rate, weights that depend on the epoch. So nothing that is captured
+    outlives its epoch.
 
     Tensors that a step replaces by others (a memory of features, a sum) are copied back to where they were.
 
