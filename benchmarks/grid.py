@@ -88,7 +88,7 @@ class Grid:
         }
         project = Project(root)
         place = {"data": str(self.data.resolve().parent), "device": self.device, "threads": self.threads}
-        project.write({"grid": study}, **place, bank={"use": "always"})
+        project.write({"grid": study}, **place, bank={"use": "always"}, pack=len(self.methods))
         project.kdpipe("import-teacher", weights, "--model", teacher, "--dataset", "cifar100")
         project.snakemake("local", "--until", "adopt_teacher")
         return project
