@@ -18,14 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.figures import Figure
 from benchmarks.racing import Lap, Loop, race, timed
-from benchmarks.reference import ReferenceLoop
+from benchmarks.reference import ReferenceLoop, as_planes
 from kdpipe.api import Batch, Outputs, Progress
 from kdpipe.core import registry
 from kdpipe.core.paths import RunPaths
@@ -260,9 +259,13 @@ class Entrant:
         networks = (self._network(prepared, name) for name in self._names[::-1])
         data = DataSpec(dataset=prepared.name, revision=1, train_samples=self.samples, test_samples=100)
         train = select(prepared, data)["train"]
-        images = np.asarray(train.images).transpose(0, 3, 1, 2)
         return ReferenceLoop(
-            *networks, images, train.labels, mean=prepared.mean, std=prepared.std, device=device
+            *networks,
+            as_planes(train),
+            train.labels,
+            mean=prepared.mean,
+            std=prepared.std,
+            device=device,
         )
 
 

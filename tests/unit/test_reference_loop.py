@@ -49,3 +49,19 @@ def test_kd_loss_is_the_divergence_at_temperature_four() -> None:
 def test_fewer_images_than_a_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="less than one batch"):
         loop(n=4)
+
+
+def test_an_epoch_has_every_full_batch_and_accuracy_is_of_images_as_they_are() -> None:
+    """Dark and bright images, and a student that knows which are which."""
+    reference = loop(n=26)
+    reference.epoch()
+    assert len(reference.losses) == 3
+    with torch.no_grad():
+        reference.student[2].weight.copy_(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+        reference.student[2].bias.zero_()
+    labels = np.arange(10) % 2
+    images = np.zeros((10, 3, 8, 8), dtype=np.uint8) + (labels * 200).astype(np.uint8)[:, None, None, None]
+    assert reference.test(images, labels) == 1.0
+    labels[0] = 1
+    assert reference.test(images, labels) == 0.9
+    assert reference.student.training
