@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.figures import Figure
-from benchmarks.racing import Lap, Loop, race, timed
+from benchmarks.racing import Lap, Loop, race
 from benchmarks.reference import ReferenceLoop, as_planes
 from kdpipe.api import Batch, Outputs, Progress
 from kdpipe.core import registry
@@ -87,16 +87,36 @@ class EngineLoop:
             epoch += 1
 
 
-class Convolutions:
-    """The yardstick of the hardware: 3 x 3 convolutions such as these networks consist of, channels-last.
+class Yardstick:
+    """What the hardware can do: one operation, again and again.
 
     Args:
-        batch: images in each.
         device: where.
     """
 
-    def __init__(self, batch: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def once(self) -> None:
+        """The operation."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def run(self, steps: int) -> float:
+        """Take `steps` steps and return the seconds they took."""
+        wait(self.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.once()
+        wait(self.device)
+        return time.perf_counter() - start
+
+
+class Convolutions(Yardstick):
+    """3 x 3 convolutions such as these networks consist of, channels-last."""
+
+    def __init__(self, device: torch.device, batch: int = 64) -> None:
+        super().__init__(device)
         like = {"device": device, "memory_format": torch.channels_last}
         self.images = torch.randn(batch, 128, 16, 16).to(**like)  # type: ignore[call-overload]
         self.weight = torch.randn(128, 128, 3, 3).to(**like)  # type: ignore[call-overload]
@@ -106,40 +126,21 @@ class Convolutions:
         """Floating-point operations of one step."""
         return 2.0 * self.images.numel() * self.weight[0].numel()
 
-    @torch.no_grad()
-    def run(self, steps: int) -> float:
-        """Take `steps` steps and return the seconds they took."""
-
-        def work() -> None:
-            for _ in range(steps):
-                F.conv2d(self.images, self.weight, padding=1)
-            wait(self.device)
-
-        wait(self.device)
-        return timed(work)
+    def once(self) -> None:
+        """One convolution."""
+        F.conv2d(self.images, self.weight, padding=1)
 
 
-class Copies:
-    """The yardstick of the memory: copies that no cache holds.
-
-    Args:
-        device: where.
-    """
+class Copies(Yardstick):
+    """Copies that no cache holds."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        super().__init__(device)
         self.numbers, self.place = torch.ones(2, 2**26, device=device)  # 256 MiB each
 
-    def run(self, steps: int) -> float:
-        """Take `steps` steps and return the seconds they took."""
-
-        def work() -> None:
-            for _ in range(steps):
-                self.place.copy_(self.numbers)
-            wait(self.device)
-
-        wait(self.device)
-        return timed(work)
+    def once(self) -> None:
+        """One copy."""
+        self.place.copy_(self.numbers)
 
 
 class Stored:
@@ -201,7 +202,7 @@ class Entrant:
         if self.without != "memory":
             keep_freed_memory()
         if self.kind == CEILING:
-            return Convolutions(64, device)
+            return Convolutions(device)
         if self.kind == COPIES:
             return Copies(device)
         if self.without == "fold":
@@ -333,7 +334,7 @@ def _rows(
     yardsticks = {kind: replace(plain, kind=kind) for kind in (REFERENCE, CEILING, COPIES)}
     laps = race({**yardsticks, **rows}, slices, steps)
     usual, ceiling, copies = laps[REFERENCE], laps[CEILING], laps[COPIES]
-    most = Convolutions(64, torch.device("cpu")).flops * steps / statistics.median(ceiling.seconds)
+    most = Convolutions(torch.device("cpu")).flops * steps / statistics.median(ceiling.seconds)
     rate = partial(_rate, steps=steps)
     yield Figure(part, f"{about}, the usual loop's KD", rate(usual), "images/s")
     for name, entrant in rows.items():

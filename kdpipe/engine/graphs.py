@@ -15,7 +15,6 @@ from kdpipe.core.errors import ConfigError, KdpipeError
 T = TypeVar("T")
 Home = dict[str, Any]
 """Tensors by name, as a module holds its buffers; a step may put another tensor in one's place."""
-OFF = "set compile to false or true in the protocol"
 
 
 class Capture(Protocol):
@@ -61,17 +60,28 @@ class CudaGraphs:
         try:
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 result = work()
-        except (KdpipeError, torch.OutOfMemoryError):
-            raise
         except RuntimeError as error:
-            raise ConfigError(
-                f"a step cannot be captured as a CUDA graph: {str(error).partition(chr(10))[0]}", fix=OFF
-            ) from error
+            first = _first(error)
+            if isinstance(first, KdpipeError | torch.OutOfMemoryError):
+                raise first from None
+            raise _refused(str(first).partition("\n")[0]) from error
         if not torch.equal(drawn, torch.get_rng_state()):
-            raise ConfigError(
-                "a step cannot be captured as a CUDA graph: it draws random numbers on the processor", fix=OFF
-            )
+            raise _refused("it draws random numbers on the processor")
         return graph.replay, result
+
+
+def _first(error: BaseException) -> BaseException:
+    """What happened before an error that only follows from it, as the end of a broken capture does."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _refused(why: str) -> ConfigError:
+    return ConfigError(
+        f"a step cannot be captured as a CUDA graph: {why}",
+        fix="set compile to false or true in the protocol",
+    )
 
 
 def capture_on(device: torch.device) -> Capture | None:
@@ -145,9 +155,7 @@ class Epoch(Progress):
 
     def __getattribute__(self, name: str) -> Any:
         if name == "step":
-            raise ConfigError(
-                "a step cannot be captured as a CUDA graph: it reads how many steps came before it", fix=OFF
-            )
+            raise _refused("it reads how many steps came before it")
         return super().__getattribute__(name)
 
 
@@ -161,10 +169,7 @@ def _put_back(home: Home, before: Home) -> None:
     """Copy tensors that have replaced others to where those were, and the others to their names."""
     if home.keys() != before.keys():
         new = sorted(home.keys() ^ before.keys())[0]
-        raise ConfigError(
-            f"a step cannot be captured as a CUDA graph: '{new}' is there in some steps of an epoch only",
-            fix=OFF,
-        )
+        raise _refused(f"'{new}' is there in some steps of an epoch only")
     for name, tensor in before.items():
         if home[name] is not tensor:
             tensor.copy_(home[name])

@@ -154,6 +154,16 @@ class Stream:
         pass
 
 
+class Broken(nullcontext):
+    """A capture that cannot be ended, since something in it was refused."""
+
+    def __init__(self, *given, **named):
+        super().__init__()
+
+    def __exit__(self, *error):
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
 class Graph:
     def replay(self):
         pass
@@ -191,7 +201,7 @@ def test_what_a_gpu_would_refuse_is_one_error(work, what, monkeypatch):
 def test_what_cuda_does_not_permit_names_the_setting(monkeypatch):
     for name, plays in (("Stream", Stream), ("CUDAGraph", Graph), ("graph_pool_handle", lambda: (0, 1))):
         monkeypatch.setattr(torch.cuda, name, plays)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *given, **named: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", Broken)
 
     def waits():
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
