@@ -37,8 +37,9 @@ def _methods(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
 
 
 def _packing(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:
-    counts = asked.at_once or ([1, 2, 4, 8] if asked.device != "cpu" else sorted({1, asked.threads}))
-    return step.packing(_plain(asked, data), asked.slices, asked.steps, counts, asked.pairs)
+    counts = asked.at_once or ([1, 8] if asked.device != "cpu" else sorted({1, asked.threads}))
+    levers = ["kdpipe"] if asked.device == "cpu" else ["kdpipe", "kdpipe, CUDA graphs, bfloat16"]
+    return step.packing(_plain(asked, data), asked.slices, asked.steps, counts, asked.pairs, levers)
 
 
 def _grid(asked: argparse.Namespace, data: Path) -> Iterator[Figure]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,12 @@ def methods(
 
 
 def packing(
-    plain: Entrant, slices: int, steps: int, counts: Sequence[int], pairs: Sequence[str] = PAIRS
+    plain: Entrant,
+    slices: int,
+    steps: int,
+    counts: Sequence[int],
+    pairs: Sequence[str] = PAIRS,
+    chosen: Sequence[str] = ("kdpipe",),
 ) -> Iterator[Figure]:
     """Runs that train at once, in a process each, on the same device or with their share of the threads.
 
@@ -312,8 +318,11 @@ def packing(
     """
     for pair in pairs:
         of_pair, about = replace(plain, pair=pair), pair.replace(":", " to ")
-        rows = {f"{n} at once": replace(of_pair, threads=max(1, plain.threads // n)) for n in counts}
-        copies = dict(zip(rows, counts, strict=True))
+        rows, copies = {}, {}
+        for name, n in product(chosen, counts):
+            row = f"{n} at once" + name.removeprefix("kdpipe")
+            rows[row] = replace(of_pair, threads=max(1, plain.threads // n), **LEVERS[name])
+            copies[row] = n
         laps = race({REFERENCE: replace(of_pair, kind=REFERENCE), **rows}, slices, steps, copies)
         usual = laps[REFERENCE]
         for name, n in copies.items():

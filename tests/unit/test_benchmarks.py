@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import orchestration, record, step
 from benchmarks.figures import Figure, call, python
-from benchmarks.racing import LAUNCH, launches_of, race
+from benchmarks.racing import LAUNCH, Lap, launches_of, race
 from benchmarks.traffic import bytes_of, size
 
 MACHINE = {"bfloat16": "native"}
@@ -102,6 +102,27 @@ def test_every_lever_makes_an_entrant() -> None:
     plain = step.Entrant(Path("nowhere"))
     assert plain in [replace(plain, **settings) for settings in step.LEVERS.values()]
     assert {s.get("without", "") for s in step.LEVERS.values()} == {"", "memory", "channels_last", "fold"}
+
+
+def test_runs_at_once_share_the_threads_and_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes twice as long as the usual loop alone: two of them are as fast as it."""
+    started = {}
+
+    def race(entrants, slices, steps, copies):  # type: ignore[no-untyped-def]
+        started.update({name: (entrant.threads, entrant.compile) for name, entrant in entrants.items()})
+        return {name: Lap([1.0 if name == step.REFERENCE else 2.0]) for name in entrants}
+
+    monkeypatch.setattr(step, "race", race)
+    levers = ("kdpipe", "kdpipe, CUDA graphs, bfloat16")
+    rows = list(step.packing(step.Entrant(Path("nowhere"), threads=2), 1, 4, (1, 2), ["a:b"], levers))
+    assert [(row.name, row.value, row.ratio) for row in rows] == [
+        ("a to b, 1 at once", 128.0, 0.5),
+        ("a to b, 2 at once", 256.0, 1.0),
+        ("a to b, 1 at once, CUDA graphs, bfloat16", 128.0, 0.5),
+        ("a to b, 2 at once, CUDA graphs, bfloat16", 256.0, 1.0),
+    ]
+    assert started.pop(step.REFERENCE) == (2, False)
+    assert list(started.values()) == [(2, False), (1, False), (2, "graphs"), (1, "graphs")]
 
 
 @pytest.mark.parametrize("ratio", [0.8, 1.3])
