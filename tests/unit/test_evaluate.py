@@ -430,6 +430,11 @@ def test_the_cost_of_a_training_is_among_its_measures(run, teacher):
     run.provenance.write_text(json.dumps(record))
     values = evaluate(run, teacher)["values"]
     assert values["ms_step"] == 9
-    assert named(of_training=True) <= values.keys()
+    assert named(of_training=True) - {"ms_replay"} <= values.keys()
+    captured = {"ms_data": 1.5, "ms_replay": 2.0}
+    run.provenance.write_text(json.dumps({**record, "cost": captured}))
+    values = evaluate(run, teacher)["values"]
+    assert values["ms_step"] == 3.5
+    assert named(of_training=True) & values.keys() >= captured.keys()
     run.provenance.write_text(json.dumps({"model": record["model"]}))
     assert "ms_step" not in evaluate(run, teacher)["values"]
