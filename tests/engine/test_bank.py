@@ -131,16 +131,18 @@ def test_methods_that_change_the_images_are_not_banked():
 
 
 def test_students_of_one_teacher_and_seed_share():
-    ids = {name: [spec.id for spec in wanted(student(name))] for name in BANKED}
+    ids = {name: [spec.id for spec in wanted(student(name, precision="float32"))] for name in BANKED}
     (shared,) = ids["kd"]
     assert {first for first, *_ in ids.values()} == {shared}
     assert len(ids["mlld"]) == 2
     changes = [{"seed": 1}, {"epochs": EPOCHS + 1}, {"batch_size": 8}, {"precision": "bfloat16"}]
     changes += [{"split": "train-val"}, {"ref": {"epoch": 1}}, {"ref": {"run": "u"}}, {"ref": {"folds": 2}}]
-    others = [student("kd", **change) for change in [*changes, {"ref": {"logits": "float16"}}]]
+    changes += [{"ref": {"logits": "float16"}}]
+    others = [student("kd", **{"precision": "float32", **change}) for change in changes]
     found = [wanted(run)[0].id for run in others]
     assert len({shared, *found}) == 1 + len(found)
-    assert wanted(student("kd", lr=0.7, student="resnet14", weight_decay=0.1))[0].id == shared
+    alike = student("kd", lr=0.7, student="resnet14", weight_decay=0.1, precision="float32")
+    assert wanted(alike)[0].id == shared
 
 
 @pytest.mark.parametrize("name", BANKED)
@@ -169,10 +171,8 @@ def test_the_same_bits_in_two_bytes_and_of_folds(name, kind, prepared, teacher, 
 
 
 def test_float16_rounds_as_it_says(prepared, teacher, store):
-    exact, rounded = (
-        np.load(store(student("kd", ref={"logits": p}), [teacher])[0] / "logits.npy").astype(np.float64)
-        for p in ("float32", "float16")
-    )
+    students = (student("kd", ref={"logits": p}, precision="float32") for p in ("float32", "float16"))
+    exact, rounded = (np.load(store(run, [teacher])[0] / "logits.npy").astype(np.float64) for run in students)
     assert not np.array_equal(exact, rounded)
     assert np.all(np.abs(rounded - exact) <= np.maximum(2.0**-11 * np.abs(exact), 2.0**-25))
 
@@ -300,7 +300,7 @@ def full(*_):
 
 
 def test_room_is_asked_for_before_the_teacher_runs(prepared, teacher, tmp_path, monkeypatch):
-    (spec,) = wanted(student("kd"))
+    (spec,) = wanted(student("kd", precision="float32"))
     monkeypatch.setattr(engine._Source, "epoch", lambda *_: pytest.fail("it runs"))
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
