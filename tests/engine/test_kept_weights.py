@@ -18,7 +18,7 @@ from kdpipe.engine.train import Trainer
 from kdpipe.engine.weights import read_weights
 from kdpipe.evaluation.metrics import fit_temperature, nll
 from tests.engine.test_train import CPU, StopAfter, bits
-from tests.engine.tiny import history, make_run
+from tests.engine.tiny import PLAIN, history, make_run
 
 EPOCHS = 8
 CONSTANT = {"milestones": ()}
@@ -33,7 +33,7 @@ def prepared(prepared):
 
 
 def trained(name, root, prepared, keep=(), epochs=EPOCHS, **changes):
-    run = make_run("recipe", name, epochs=epochs, **changes)
+    run = make_run("recipe", name, epochs=epochs, **PLAIN, **changes)
     trainer = Trainer(run, RunPaths(root), prepared, (), CPU, keep=keep)
     trainer.train()
     return trainer, RunPaths(root)
@@ -78,7 +78,7 @@ def test_a_stopped_training_resumes_exactly(prepared, tmp_path):
     steps = 4 * len(history(whole))
     for batches in range(1, steps, 5):
         parts = tmp_path / f"parts-{batches}"
-        run = make_run("recipe", "early_stopping", epochs=EPOCHS, settings=settings, **CONSTANT)
+        run = make_run("recipe", "early_stopping", epochs=EPOCHS, settings=settings, **PLAIN, **CONSTANT)
         stopped = Trainer(run, RunPaths(parts), prepared, (), CPU)
         StopAfter(stopped, batches)
         with pytest.raises(Interrupted):

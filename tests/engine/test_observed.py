@@ -18,7 +18,7 @@ from kdpipe.engine.weights import load_weights
 from kdpipe.evaluation.evaluate import evaluate
 from kdpipe.nn.gradients import compared
 from tests.engine.test_train import CPU, StopAfter, bits, trainer
-from tests.engine.tiny import history, make_run
+from tests.engine.tiny import PLAIN, history, make_run
 
 
 def test_watching_gradients_changes_nothing(prepared, tmp_path):
@@ -58,8 +58,8 @@ def test_gradients_compared_by_hand(prepared, tmp_path):
 
 
 def test_features_are_those_of_the_network(prepared, tmp_path):
-    run, paths = make_run("recipe", "standard"), RunPaths(tmp_path)
-    trainer("recipe", "standard", tmp_path, prepared, None).train()
+    run, paths = make_run("recipe", "standard", **PLAIN), RunPaths(tmp_path)
+    trainer("recipe", "standard", tmp_path, prepared, None, **PLAIN).train()
     save_features(paths.features, run, paths.model, prepared, CPU)
     stored = np.load(paths.features)
     assert stored["train_features"].shape == (58, 64)

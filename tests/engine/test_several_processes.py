@@ -28,7 +28,7 @@ from kdpipe.engine.state import StateStore
 from kdpipe.engine.stop import Stop
 from kdpipe.engine.weights import read_weights
 from tests.engine.test_ondisk import picture
-from tests.engine.tiny import SPEC, history, make_run
+from tests.engine.tiny import PLAIN, SPEC, history, make_run
 from tests.engine.together import CPU, Together, make_teacher, train, trainer
 from tests.pausing import Pauses, asked_to_stop
 from tests.workflow.conftest import eventually
@@ -236,7 +236,7 @@ def test_all_stop_at_the_same_step_and_resume_to_the_same_bits(places, two, tmp_
 
 def replay(processes, root, places):
     """A teacher's epoch whose weights were not kept."""
-    run, paths = make_run("recipe", "standard", epochs=3), RunPaths(root)
+    run, paths = make_run("recipe", "standard", epochs=3, **PLAIN), RunPaths(root)
     taught = trainer("recipe", "standard", root, *places, processes, epochs=3)
     taught.keep = (2,)
     taught.train()
@@ -278,7 +278,7 @@ def digits(tmp_path_factory):
 
 
 def digits_run(**changes):
-    run = make_run("recipe", "standard", **changes)
+    run = make_run("recipe", "standard", **PLAIN, **changes)
     data = DataSpec(dataset="digits", revision=registry.datasets.get("digits").revision, train_samples=200)
     return run.model_copy(update={"spec": run.spec.model_copy(update={"data": data}), "gpus": 2})
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from kdpipe.engine.prepare import prepare
-from tests.engine.tiny import SPEC, make_run
+from tests.engine.tiny import PLAIN, SPEC, make_run
 
 HEAVY = {"torchvision", "mlflow", "pandas", "scipy", "sklearn", "matplotlib", "torchmetrics", "snakemake"}
 FIRST_STEP = f"""
@@ -26,7 +26,7 @@ cli.main()
 
 def test_until_the_end_of_its_first_step_nothing_heavy_is_imported(tmp_path):
     prepare(SPEC, None, tmp_path / "data")
-    run = make_run("recipe", "standard").model_dump_json()
+    run = make_run("recipe", "standard", **PLAIN).model_dump_json()
     options = ["--run", run, "--out", tmp_path / "run", "--data", tmp_path / "data", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-c", FIRST_STEP, "train", *options], capture_output=True, text=True, check=False

@@ -12,6 +12,7 @@ from kdpipe.core.specs import Augmentation, DataSpec, Part, Protocol, Run, RunSp
 
 CLASSES, SIZE = 4, 8
 LEVERS = {}  # settings of every protocol, as `pytest tests/engine --protocol` names them
+PLAIN = {"compile": False, "precision": "float32"}  # for tests that compare numbers of different computations
 
 
 def read(folder):

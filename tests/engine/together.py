@@ -17,7 +17,7 @@ from kdpipe.engine.prepare import load
 from kdpipe.engine.processes import ALONE
 from kdpipe.engine.several import Several
 from kdpipe.engine.train import Trainer
-from tests.engine.tiny import SPEC, make_run
+from tests.engine.tiny import PLAIN, SPEC, make_run
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def _serve(rank, count, store, asked, told):
 
 def trainer(kind, name, root, data, teacher, processes=ALONE, stop=None, **changes):
     """A trainer of a run on the tiny data set, whose teacher is in the folder `teacher`."""
-    run, taught = make_run(kind, name, **changes), RunPaths(teacher)
+    run, taught = make_run(kind, name, **PLAIN, **changes), RunPaths(teacher)
     teachers = []
     if run.spec.teacher:
         teachers = [taught.checkpoint(e) for e in run.spec.teacher.anchors] or [taught.model]
@@ -97,10 +97,11 @@ def trainer(kind, name, root, data, teacher, processes=ALONE, stop=None, **chang
 def make_teacher(root, data):
     """A teacher with every epoch kept, and each part that a method needs on top of it."""
     paths = RunPaths(root)
-    Trainer(make_run("recipe", "standard", epochs=6), paths, load(data), (), CPU, keep=range(1, 7)).train()
+    run = make_run("recipe", "standard", epochs=6, **PLAIN)
+    Trainer(run, paths, load(data), (), CPU, keep=range(1, 7)).train()
     for _, plugin in registry.methods.items():
         if wanted := plugin().part():
-            of = make_run("part", wanted.name, settings=wanted.config.model_dump(), epochs=2)
+            of = make_run("part", wanted.name, settings=wanted.config.model_dump(), epochs=2, **PLAIN)
             Trainer(of, RunPaths(root / "parts" / wanted.name), load(data), [paths.model], CPU).train()
 
 
