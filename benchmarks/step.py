@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,7 +89,7 @@ class EngineLoop:
             epoch += 1
 
 
-class Yardstick:
+class Yardstick(ABC):
     """What the hardware can do: one operation, again and again.
 
     Args:
@@ -98,9 +99,9 @@ class Yardstick:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    @abstractmethod
     def once(self) -> None:
         """The operation."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def run(self, steps: int) -> float:

@@ -12,7 +12,6 @@ import torch
 
 from kdpipe.api import Batch, Progress
 from kdpipe.core.errors import ConfigError, Interrupted
-from kdpipe.core.paths import RunPaths
 from kdpipe.engine import graphs, train
 from kdpipe.engine.graphs import Replays, homes_of
 from tests.engine.recorder import Notes, Recorder
@@ -20,7 +19,7 @@ from tests.engine.test_train import (  # noqa: F401 (a fixture)
     OBJECTIVES,
     StopAfter,
     bits,
-    history,
+    rows,
     teacher,
     trainer,
 )
@@ -65,11 +64,7 @@ def test_captured_steps_are_exact(kind, name, prepared, teacher, tmp_path, recor
     begun("captured").train()
     assert recorder.replayed > 2 * recorder.captured > 0
     assert bits(tmp_path / "plain") == bits(tmp_path / "captured")
-    rows = [history(RunPaths(tmp_path / r)) for r in ("plain", "captured")]
-    for a, b in zip(*rows, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {
-            k: v for k, v in b.items() if k != "seconds"
-        }
+    assert rows(tmp_path / "plain") == rows(tmp_path / "captured")
 
 
 def batch(value, size=2):
@@ -169,6 +164,17 @@ class Graph:
         pass
 
 
+@pytest.fixture
+def capture(monkeypatch):
+    """`CudaGraphs`; the parts of PyTorch that need a GPU are played: how they are put together is tested."""
+    for name, plays in (("Stream", Stream), ("CUDAGraph", Graph), ("graph_pool_handle", lambda: (0, 1))):
+        monkeypatch.setattr(torch.cuda, name, plays)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: nullcontext())
+    return graphs.capture_on(torch.device("cuda"))
+
+
 @pytest.mark.parametrize(
     ("work", "what"),
     [
@@ -177,14 +183,7 @@ class Graph:
         (lambda: {}["no such thing"], KeyError),
     ],
 )
-def test_what_a_gpu_would_refuse_is_one_error(work, what, monkeypatch):
-    """The parts of PyTorch that need a GPU are played; how they are put together is what is tested."""
-    for name, plays in (("Stream", Stream), ("CUDAGraph", Graph), ("graph_pool_handle", lambda: (0, 1))):
-        monkeypatch.setattr(torch.cuda, name, plays)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    for name in ("graph", "stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: nullcontext())
-    capture = graphs.capture_on(torch.device("cuda"))
+def test_what_a_gpu_would_refuse_is_one_error(work, what, capture):
     assert capture.before(lambda: 5) == 5
     if what is None:
         replay, result = capture(work)
@@ -198,15 +197,13 @@ def test_what_a_gpu_would_refuse_is_one_error(work, what, monkeypatch):
             capture(work)
 
 
-def test_what_cuda_does_not_permit_names_the_setting(monkeypatch):
-    for name, plays in (("Stream", Stream), ("CUDAGraph", Graph), ("graph_pool_handle", lambda: (0, 1))):
-        monkeypatch.setattr(torch.cuda, name, plays)
+def test_what_cuda_does_not_permit_names_the_setting(capture, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", Broken)
 
     def waits():
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
 
     with pytest.raises(ConfigError, match="not permitted when stream is capturing") as told:
-        graphs.capture_on(torch.device("cuda"))(waits)
+        capture(waits)
     assert "set compile to false" in str(told.value)
     assert "more of it" not in str(told.value)
