@@ -38,9 +38,8 @@ class Project:
         """Call kdpipe."""
         return call(python("-m", "kdpipe", *arguments), self.root)
 
-    def snakemake(self, profile: str, *arguments: str, start: str = START) -> Took:
+    def snakemake(self, profile: str, *arguments: str, start: str = START, cores: int = 2) -> Took:
         """Call Snakemake with one of the shipped profiles."""
-        command = python("-c", start, "-s", ROOT / "Snakefile", "--directory", self.root, "--cores", "2")
-        return call(
-            [*command, "--workflow-profile", ROOT / "workflow" / "profiles" / profile, *arguments], self.root
-        )
+        place = "-s", ROOT / "Snakefile", "--directory", self.root, "--cores", str(cores)
+        shipped = "--workflow-profile", ROOT / "workflow" / "profiles" / profile
+        return call(python("-c", start, *place, *shipped, *arguments), self.root)

@@ -417,7 +417,11 @@ def bank(
     teacher: Annotated[list[Path], typer.Option(help="the teacher's weights; once for each fold")],
     marker: Annotated[Path | None, typer.Option(help="file that says that the bank was made")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads that answer a batch")] = 1,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="processors; more than `threads` answer several batches"),
+    ] = None,
 ) -> None:
     """Store a teacher's logits for each image of each epoch, from the epochs that a killed call left if any.
 
@@ -430,9 +434,11 @@ def bank(
     from kdpipe.engine.observe import Count
     from kdpipe.engine.prepare import load
 
-    planned, place = Bank.model_validate_json(bank), _machine(device, threads)
+    cpus = cpus or threads
+    planned, place = Bank.model_validate_json(bank), _machine(device, min(threads, cpus))
+    at_once = max(1, cpus // threads) if place.type == "cpu" else 1
     with Count(planned.label, planned.spec.epochs) as told:
-        make_bank(planned, BankPaths(out), load(data), teacher, place, _stop_on_signal(), told)
+        make_bank(planned, BankPaths(out), load(data), teacher, place, _stop_on_signal(), told, at_once)
     if marker:
         write_text(marker, f"{planned.name}\n")
 

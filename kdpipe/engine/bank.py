@@ -11,7 +11,10 @@ import hashlib
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdpipe.api import DataInfo, Norms, Outputs, Shapes, Split, Wish
+from kdpipe.api import Batch, DataInfo, Norms, Outputs, Shapes, Split, Wish
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, Interrupted, ResultsError, UserError
 from kdpipe.core.files import read_json, sha256, write_error, write_json
@@ -52,6 +55,7 @@ def make_bank(
     device: torch.device,
     stop: Stop | None = None,
     tell: Tell = lambda epochs, seconds: None,
+    at_once: int = 1,
 ) -> None:
     """Make a bank, or go on with one that a kill left; one that is there already stays.
 
@@ -65,6 +69,8 @@ def make_bank(
         device: where the teacher runs.
         stop: asks for a clean stop.
         tell: is told how it goes.
+        at_once: batches that the teacher answers side by side, each as fast as torch's threads make one; no
+            number depends on it. Of a teacher that is compiled it is always one.
 
     Raises:
         Interrupted: a stop was asked for; the finished epochs are there.
@@ -81,7 +87,7 @@ def make_bank(
         if not found:
             paths.progress.unlink(missing_ok=True)
         record: dict[str, Any] = found or {**made_of, "epochs": [], "seconds": 0.0}
-        source = _Source(bank, prepared, weights, device, stop or Stop())
+        source = _Source(bank, prepared, weights, device, stop or Stop(), at_once)
         if source.teacher.finite:
             if not record["epochs"]:
                 _reserve(paths.logits, spec.storage, _shape(spec, prepared))
@@ -103,10 +109,17 @@ class _Source:
     """Where a bank's logits come from: a teacher, and the batches that its students see."""
 
     def __init__(
-        self, bank: Bank, prepared: Prepared, weights: Sequence[Path], device: torch.device, stop: Stop
+        self,
+        bank: Bank,
+        prepared: Prepared,
+        weights: Sequence[Path],
+        device: torch.device,
+        stop: Stop,
+        at_once: int,
     ) -> None:
         spec, train = bank.spec, _train(bank.spec, prepared)
         self.bank, self.device, self.stop, self.classes = bank, device, stop, prepared.num_classes
+        self.at_once = 1 if spec.compile else at_once
         self.batches = Batches(
             train, preprocessing(prepared, device), spec, spec.seed, device, view=spec.view
         )
@@ -127,10 +140,18 @@ class _Source:
     def epoch(self, epoch: int) -> NDArray[Any]:
         """The logits of an epoch by sample, as they are stored."""
         logits = torch.empty(self.batches.samples, self.classes, device=self.device)
-        for batch in self.batches.epoch(epoch):
+
+        def answer(batch: Batch) -> None:
             logits[batch.index] = self.teacher([batch.images], batch.index).logits
-            if self.stop.requested:
-                raise Interrupted(f"{self.bank.label}: stopped in epoch {epoch + 1}; run it again to go on")
+
+        batches, threads = self.batches.epoch(epoch), (torch.get_num_threads(),)
+        with ThreadPoolExecutor(self.at_once, "answer", torch.set_num_threads, threads) as pool:
+            each = pool.map if self.at_once > 1 else map  # a thread of its own would not know the GPU
+            while group := tuple(islice(batches, self.at_once)):
+                deque(each(answer, group), maxlen=0)
+                if self.stop.requested:
+                    where = f"{self.bank.label}: stopped in epoch {epoch + 1}"
+                    raise Interrupted(f"{where}; run it again to go on")
         return _stored(logits, self.bank)
 
 

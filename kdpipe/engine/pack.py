@@ -7,6 +7,7 @@ no torch itself: the caller does, once it knows that there is something to train
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def side_by_side(members: Mapping[str, Member], at_once: int) -> dict[str, int]:
                 os.kill(process, signal.SIGTERM)
 
     before = {number: signal.signal(number, pass_on) for number in STOPS}
+    gc.freeze()  # else each process copies what its collector only looks through
     try:
         while running or (waiting and not asked):
             if waiting and free and not asked:
@@ -78,6 +80,7 @@ def side_by_side(members: Mapping[str, Member], at_once: int) -> dict[str, int]:
                 codes[name] = os.waitstatus_to_exitcode(status)
                 free.append(slot)
     finally:
+        gc.unfreeze()
         for number, handler in before.items():
             signal.signal(number, handler)
     return codes

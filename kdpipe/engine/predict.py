@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,9 @@ class Scores:
         normalise: what the network is given.
         device: where it runs.
         processes: which share the images.
+
+    Attributes:
+        latest: the logits that were scored last, by the name of their split; empty before.
     """
 
     def __init__(
@@ -91,10 +94,13 @@ class Scores:
         self._name = "val" if "val" in splits else "test"
         self._split, self._protocol = splits[self._name], spec.protocol
         self._normalise, self._device, self._processes = normalise, device, processes
+        self.latest: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """`val_top1` or `test_top1`, in percent, and `val_loss` or `test_loss`: cross entropy, in nats."""
+        self.latest = {}  # first, for of ImageNet they are large
         logits, labels = self._logits(model), self._split.labels
+        self.latest = {self._name: logits}
         loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(labels))
         return {
             f"{self._name}_top1": float(100 * np.mean(logits.argmax(1) == labels)),
@@ -121,22 +127,23 @@ def save_predictions(
     device: torch.device,
     second: nn.Module | None = None,
     processes: Processes = ALONE,
+    known: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
     """Write logits, labels and indices of every split but the training one (see `RunPaths.predictions`).
 
     Those of `second`, a network with another head, are stored beside them. Of several processes, which
-    share the images, the first writes.
+    share the images, the first writes. `known` holds logits of `model` that are there already, by split.
     """
     splits, rows = select(prepared, spec.data), positions(prepared, spec.data)
     normalise = preprocessing(prepared, device)
     arrays: dict[str, NDArray[Any]] = {}
     for name in sorted(splits.keys() - {"train"}):
         split = splits[name]
+        found = {"logits": known[name]} if known and name in known else {}
         for kind, network in (("logits", model), ("auxiliary", second)):
-            if network is not None:
-                arrays[f"{name}_{kind}"] = predict(
-                    network, split.images, normalise, spec.protocol, device, processes
-                )
+            if network is not None and kind not in found:
+                found[kind] = predict(network, split.images, normalise, spec.protocol, device, processes)
+        arrays |= {f"{name}_{kind}": logits for kind, logits in found.items()}
         arrays[f"{name}_labels"] = np.asarray(split.labels)
         arrays[f"{name}_index"] = np.asarray(rows[name])
     if prepared.reference is not None:

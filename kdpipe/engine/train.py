@@ -491,6 +491,7 @@ class Trainer:
                 self.device,
                 Headed(self.catch, self.model, head) if head is not None else None,
                 self.processes,
+                None if isinstance(self.objective, Recipe) else self.scores.latest,  # one may have changed it
             )
             outputs["predictions"] = self.paths.predictions
         if not self.processes.first:

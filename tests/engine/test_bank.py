@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -250,10 +252,42 @@ def test_a_killed_bank_is_gone_on_with(place, prepared, teacher, tmp_path, monke
     make(spec, tmp_path, prepared, [teacher], tell=lambda epochs, seconds: pytest.fail("it is there"))
 
 
-def test_a_stop_is_soon_and_clean(prepared, teacher, tmp_path):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_stop_is_soon_and_clean(at_once, prepared, teacher, tmp_path):
     (spec,) = wanted(student("kd"))
     with pytest.raises(Interrupted, match="stopped in epoch 1"):
-        make(spec, tmp_path, prepared, [teacher], stop=Stop(requested=True))
+        make(spec, tmp_path, prepared, [teacher], stop=Stop(requested=True), at_once=at_once)
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_batches_answered_side_by_side_give_the_same_bits(
+    folds, prepared, teacher, store, tmp_path, monkeypatch
+):
+    weights = [teacher, teacher.parent / "checkpoints" / "epoch-0001.safetensors"][: folds or 1]
+    run = student("kd", ref={"folds": folds} if folds else None)
+    alone = store(run, weights)[0] / "logits.npy"
+    answer, both, met = engine.Teacher.__call__, Barrier(2), []
+
+    def waits(*arguments):
+        with suppress(BrokenBarrierError):  # the last batch may be alone
+            met.append(both.wait(5))
+        return answer(*arguments)
+
+    monkeypatch.setattr(engine.Teacher, "__call__", waits)
+    (spec,) = wanted(run)
+    assert make(spec, tmp_path, prepared, weights, at_once=2).logits.read_bytes() == alone.read_bytes()
+    assert met
+
+
+def test_what_goes_wrong_side_by_side_is_told(prepared, teacher, tmp_path, monkeypatch):
+    def broken(*_):
+        raise Death
+
+    monkeypatch.setattr(engine.Teacher, "__call__", broken)
+    (spec,) = wanted(student("kd"))
+    with pytest.raises(Death):
+        make(spec, tmp_path, prepared, [teacher], at_once=2)
+    assert not BankPaths(tmp_path / spec.id).record.exists()
 
 
 def test_a_bank_of_other_weights_is_made_again(prepared, teacher, tmp_path):

@@ -14,12 +14,13 @@ from kdpipe.core import registry
 from kdpipe.core.errors import CheckpointError, Interrupted
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import RunPaths
+from kdpipe.engine.predict import save_predictions
 from kdpipe.engine.sample import sample
 from kdpipe.engine.state import StateStore
 from kdpipe.engine.stop import Stop
 from kdpipe.engine.train import Trainer
-from kdpipe.engine.weights import read_weights
-from tests.engine.tiny import history, make_run
+from kdpipe.engine.weights import load_weights, read_weights
+from tests.engine.tiny import PLAIN, history, make_run
 
 CPU = torch.device("cpu")
 OBJECTIVES = (
@@ -253,6 +254,22 @@ def test_the_loss_of_each_epoch_is_that_of_the_predictions(teacher):
     logits, labels = (torch.from_numpy(stored[f"test_{name}"]) for name in ("logits", "labels"))
     loss = float(torch.nn.functional.cross_entropy(logits, labels))
     assert float(history(teacher)[-1]["test_loss"]) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("method", "kd"), ("recipe", "swa"), ("recipe", "standard")])
+@pytest.mark.parametrize("split", ["train-val", "full-train"])
+def test_the_predictions_are_those_of_the_stored_weights(prepared, teacher, tmp_path, kind, name, split):
+    """Of a student they are what the last epoch was scored by; a recipe may change its network after."""
+    t = trainer(kind, name, tmp_path, prepared, teacher if kind == "method" else None, split=split, **PLAIN)
+    t.train()
+    paths, again = RunPaths(tmp_path), RunPaths(tmp_path / "again")
+    network = registry.models.get("resnet8").build(4, 1)
+    load_weights(network, paths.model)
+    save_predictions(again.predictions, network, prepared, t.run.spec, CPU)
+    stored, expected = np.load(paths.predictions), np.load(again.predictions)
+    assert set(expected.files) == set(stored.files)
+    for key in expected.files:
+        assert np.array_equal(stored[key], expected[key]), key
 
 
 @pytest.mark.parametrize("method", ["dhkd", "dual_head_kd", "kd"])

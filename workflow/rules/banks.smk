@@ -10,7 +10,7 @@ rule bank_logits:
         f"{RESULTS}/benchmarks/{{bank}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads
+    threads: CONFIG.threads * CONFIG.pack  # those of the pack that waits for it
     resources:
         **jobs(
             "bank_logits",
@@ -25,8 +25,9 @@ rule bank_logits:
         data=subpath(input.data, parent=True),
         teacher=lambda w, input: shlex.join(weights_of_teacher(bank_of(w).bank.name)),
         device=lambda w, input: CONFIG.device,
+        each=lambda w, input: CONFIG.threads,
     message:
         "bank {wildcards.bank}"
     shell:
         "kdpipe bank --bank {params.bank:q} --out {params.out:q} --data {params.data:q} {params.teacher}"
-        " --device {params.device} --threads {threads} --marker {output:q} 2>&1 | tee {log:q}"
+        " --device {params.device} --threads {params.each} --cpus {threads} --marker {output:q} 2>&1 | tee {log:q}"
