@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,11 @@ from kdpipe.core.files import sha256
 from kdpipe.engine.weights import save_weights
 
 METHODS = ("kd", "dkd", "dist", "ttm", "wttm", "binarykl_norm", "mse", "logit_std_kd")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = {  # row -> what it changes of the protocol
+    "float32": {},
+    "float32, teacher in bfloat16": {"teacher_precision": "bfloat16"},
+    "bfloat16": {"precision": "bfloat16"},
+}
 IMAGES_TO_TEST = 5  # training images for each test image, as in CIFAR-100
 
 
@@ -70,7 +74,7 @@ class Grid:
             command = python("-m", "benchmarks.reference", *given)
             return len(self.methods) * statistics.mean(call(command).seconds for _ in range(times))
 
-    def project(self, root: Path, precision: str) -> Project:
+    def project(self, root: Path, change: Mapping[str, str]) -> Project:
         """A project with the grid as its study, its teacher imported and its images prepared."""
         teacher, student = self.pair.split(":")
         weights = root / "teacher.safetensors"
@@ -84,7 +88,7 @@ class Grid:
             "seeds": [0],
             "pairs": [{"teacher": teacher, "student": student}],
             "recipes": [{"name": "imported", "settings": {"files": {teacher: sha256(weights)}}}],
-            "methods": [{"name": name, "protocol": {"precision": precision}} for name in self.methods],
+            "methods": [{"name": name, "protocol": change} for name in self.methods],
             "metrics": ["top1"],
         }
         project = Project(root)
@@ -99,12 +103,12 @@ def measure(grid: Grid) -> Iterator[Figure]:
     """Seconds of the whole grid by the usual loop and by kdpipe, and how many times faster kdpipe is."""
     about = f"{len(grid.methods)} students, {grid.pair.replace(':', ' to ')}, {grid.samples} images"
     usual = None
-    for precision in PRECISIONS:
+    for row, change in PRECISIONS.items():
         with tempfile.TemporaryDirectory() as folder:
-            project = grid.project(Path(folder), precision)
+            project = grid.project(Path(folder), change)
             if usual is None:
                 usual = grid.usual(next(Path(folder).glob("results/data/*")))
                 yield Figure("grid", f"{about}, the usual loop, one after the other", usual, "s")
             cores = grid.threads if grid.device == "cpu" else len(grid.methods)  # a GPU is shared by all
             took = project.snakemake("local", cores=cores).seconds
-            yield Figure("grid", f"{about}, kdpipe, {precision}", took, "s", usual / took, "more")
+            yield Figure("grid", f"{about}, kdpipe, {row}", took, "s", usual / took, "more")

@@ -46,6 +46,7 @@ LEVERS = {  # row -> the settings of `Entrant` that make it
     "kdpipe, freed memory given back": {"without": "memory"},
     "kdpipe, not channels-last": {"without": "channels_last"},
     "kdpipe, batch norms not folded": {"without": "fold"},
+    "kdpipe, teacher in bfloat16": {"teacher_precision": "bfloat16"},
     "kdpipe, stored logits": {"stored": True},
     "kdpipe, bfloat16": {"precision": "bfloat16"},
     "kdpipe, bfloat16, stored logits": {"precision": "bfloat16", "stored": True},
@@ -175,7 +176,7 @@ class Entrant:
         pair: teacher and student, `TEACHER:STUDENT`.
         kind: kdpipe's loop, the usual one, or a yardstick of the hardware.
         method: how it distils.
-        precision, compile: as in a protocol.
+        precision, teacher_precision, compile: as in a protocol.
         stored: whether stored logits stand in for the teacher.
         without: a lever that is taken away: `memory`, `channels_last` or `fold`.
         samples: training images.
@@ -188,6 +189,7 @@ class Entrant:
     kind: str = "kdpipe"
     method: str = "kd"
     precision: str = "float32"
+    teacher_precision: str | None = None
     compile: Compile = False
     stored: bool = False
     without: str = ""
@@ -234,9 +236,8 @@ class Entrant:
     def _trainer(self, prepared: Prepared, device: torch.device) -> Trainer:
         method = registry.methods.get(self.method)
         teacher_name, student_name = self._names
-        protocol = read_protocol("crd240", Path("config")).settings.model_copy(
-            update={"precision": self.precision, "compile": self.compile}
-        )
+        levers = {name: getattr(self, name) for name in ("precision", "teacher_precision", "compile")}
+        protocol = read_protocol("crd240", Path("config")).settings.model_copy(update=levers)
         spec = RunSpec(
             data=DataSpec(dataset=prepared.name, revision=1, train_samples=self.samples, test_samples=100),
             model=Part(name=student_name, revision=1),

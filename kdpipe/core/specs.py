@@ -18,6 +18,7 @@ Rule = Literal["lowest_nll", "lowest_ece", "best_accuracy"]
 Precision = Literal["float32", "float16"]
 Storage = Literal["float32", "float16", "bfloat16"]
 Compile = Literal[False, True, "graphs"]
+Passes = Literal["float32", "bfloat16"]
 
 
 class Frozen(BaseModel):
@@ -45,9 +46,10 @@ class Protocol(Frozen):
 
     `max_grad_norm` bounds the 2-norm of all gradients of a step together; 0 does not bound it.
     `compile: true` compiles the networks; `graphs` has a GPU capture whole steps and replay them.
+    `teacher_precision` is that of the teacher's passes, where it is another than `precision`.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"max_grad_norm"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"max_grad_norm", "teacher_precision"})
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(gt=0)
@@ -62,9 +64,15 @@ class Protocol(Frozen):
     drop: Literal["after", "at"] = "after"
     gamma: float = Field(0.1, gt=0, le=1)
     augmentation: tuple[Augmentation, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Passes = "float32"
+    teacher_precision: Passes | None = None
     compile: Compile = False
     max_grad_norm: float = Field(0.0, ge=0)
+
+    @property
+    def taught_in(self) -> Passes:
+        """The precision of the teacher's passes."""
+        return self.teacher_precision or self.precision
 
 
 Steps = tuple[Augmentation, ...]
@@ -291,7 +299,8 @@ class BankSpec(Frozen):
         teacher: whose logits they are.
         view: name of the stream of views.
         augmentation: everything that makes the views, in order.
-        batch_size, epochs, precision: as the students' protocol states them.
+        batch_size, epochs: as the students' protocol states them.
+        precision: of the teacher's passes, which is no other than beside its students.
         compile: whether their networks are compiled.
         seed: of order and augmentation, which is the students'.
     """
@@ -303,7 +312,7 @@ class BankSpec(Frozen):
     augmentation: Steps
     batch_size: int
     epochs: int
-    precision: Literal["float32", "bfloat16"]
+    precision: Passes
     compile: bool
     seed: int
 

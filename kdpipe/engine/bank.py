@@ -129,7 +129,7 @@ class _Source:
             prepared,
             Wish(),
             device,
-            lambda: autocast(spec, device),
+            lambda: autocast(spec.precision, device),
             None,
             DataInfo(prepared.num_classes, torch.tensor(train.labels)),
             logits=spec.teacher.logits,

@@ -56,7 +56,7 @@ def save_features(path: Path, run: Run, weights: Path, prepared: Prepared, devic
     splits, rows = select(prepared, run.spec.data), positions(prepared, run.spec.data)
     for name in ("train", "test"):
         logits, features = [], []
-        with torch.inference_mode(), autocast(run.spec.protocol, device):
+        with torch.inference_mode(), autocast(run.spec.protocol.precision, device):
             for images in in_order(splits[name].images, BATCH, device):
                 out = network(normalise(images))
                 logits.append(out.logits.float().cpu())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdpipe.api import HeldOut, ImageFiles, Outputs
 from kdpipe.core.files import atomic
-from kdpipe.core.specs import BankSpec, Protocol, RunSpec
+from kdpipe.core.specs import Passes, Protocol, RunSpec
 from kdpipe.engine.batches import Preprocess, in_order, preprocessing
 from kdpipe.engine.prepare import Prepared, positions, select
 from kdpipe.engine.processes import ALONE, Processes
@@ -21,9 +21,9 @@ from kdpipe.engine.processes import ALONE, Processes
 BATCH = 500
 
 
-def autocast(protocol: Protocol | BankSpec, device: torch.device) -> torch.autocast:
-    """The precision of forward passes under a protocol."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=protocol.precision == "bfloat16")
+def autocast(precision: Passes, device: torch.device) -> torch.autocast:
+    """Forward passes in a precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def predict(
@@ -39,7 +39,7 @@ def predict(
     share = len(images) >= processes.size
     mine = images[processes.rows(len(images))] if share else images
     logits = []
-    with torch.inference_mode(), autocast(protocol, device):
+    with torch.inference_mode(), autocast(protocol.precision, device):
         for part in in_order(mine, BATCH, device):
             logits.append(model(normalise(part)).float())
         found = torch.cat(logits)

@@ -309,7 +309,7 @@ class Trainer:
     def _through(
         self, network: Callable[[Tensor], Outputs], inputs: Sequence[Tensor], batch: Batch
     ) -> Outputs:
-        with autocast(self.run.spec.protocol, self.device):
+        with autocast(self.run.spec.protocol.precision, self.device):
             out = through(network, inputs)
         return in_float32(self._whole(out, batch))
 
@@ -395,7 +395,7 @@ class Trainer:
             self.prepared,
             self.objective.taps(),
             self.device,
-            lambda: autocast(self.run.spec.protocol, self.device),
+            lambda: autocast(self.run.spec.protocol.taught_in, self.device),
             (part, self.part) if part is not None and self.part is not None else None,
             self.data,
             self.processes.shared,
@@ -535,7 +535,7 @@ class Trainer:
                 module.reset_running_stats()
                 module.momentum = None
         self.model.train()
-        with autocast(self.run.spec.protocol, self.device):
+        with autocast(self.run.spec.protocol.precision, self.device):
             for batch in self.batches.epoch(epoch):
                 self.model(self.processes.mine(batch.images, len(batch.index)))
 

@@ -37,7 +37,7 @@ def banks_for(spec: RunSpec, objective: Objective) -> tuple[BankSpec, ...]:
             augmentation=made[view],
             batch_size=protocol.batch_size,
             epochs=protocol.epochs,
-            precision=protocol.precision,
+            precision=protocol.taught_in,
             compile=protocol.compile is True,
             seed=spec.seed,
         )

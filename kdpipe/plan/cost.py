@@ -143,7 +143,9 @@ def seconds_of(plan: Plan, rates: Rates, banks: Banks) -> dict[str, float]:
 def speed_key(spec: RunSpec, pair: tuple[str | None, str | None], banked: bool = False) -> Key:
     """What a run's speed depends on."""
     protocol = spec.protocol
-    return (spec.data.dataset, *pair, spec.objective.name, protocol.batch_size, protocol.precision, banked)
+    taught = "" if banked or protocol.taught_in == protocol.precision else f", taught in {protocol.taught_in}"
+    precision = f"{protocol.precision}{taught}"
+    return (spec.data.dataset, *pair, spec.objective.name, protocol.batch_size, precision, banked)
 
 
 def room(planned: PlannedRun) -> int:

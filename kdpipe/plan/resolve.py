@@ -533,7 +533,7 @@ class _StudyResolver:
 
     def _rounded(self, spec: RunSpec, method: Any) -> RunSpec:
         """A student, its teacher's logits rounded where they could lie in a bank and the user wants it."""
-        exact = self.config.bank.precision == "float32" or spec.protocol.precision == "bfloat16"
+        exact = self.config.bank.precision == "float32" or spec.protocol.taught_in == "bfloat16"
         if exact or spec.teacher is None or self.dataset.on_disk or not banks_for(spec, method):
             return spec
         rounded = spec.teacher.model_copy(update={"logits": self.config.bank.precision})
@@ -597,10 +597,11 @@ class _StudyResolver:
             name=wanted.name, revision=wanted.revision, settings=wanted.config.model_dump(mode="json")
         )
         protocol = self._protocol(pair.teacher, "teacher")
+        protocol = Protocol.model_validate({**protocol.model_dump(), **wanted.protocol()})
         spec = RunSpec(
             data=self.data,
             model=run.spec.model,
-            protocol=Protocol.model_validate({**protocol.model_dump(), **wanted.protocol()}),
+            protocol=_in_effect(protocol, ref),
             part=part,
             teacher=ref,
             seed=run.spec.seed,
@@ -694,10 +695,11 @@ class _StudyResolver:
         start: Start | None = None,
         change: Mapping[str, Any] = NONE,
     ) -> RunSpec:
+        protocol = self._changed(self._protocol(model, "teacher" if recipe else "student"), change)
         return RunSpec(
             data=self.data,
             model=Part(name=model, revision=self.models[model].revision),
-            protocol=self._changed(self._protocol(model, "teacher" if recipe else "student"), change),
+            protocol=_in_effect(protocol, teacher),
             recipe=recipe,
             method=method,
             teacher=teacher,
@@ -840,6 +842,12 @@ def _not_asked(method: Entry, recipe: Entry) -> str | None:
     if not method.recipes or recipe.label in method.recipes:
         return None
     return f"{method.label} is asked for with {', '.join(method.recipes)} teachers only"
+
+
+def _in_effect(protocol: Protocol, teacher: TeacherRef | None) -> Protocol:
+    """A protocol that names a precision of the teacher only if that differs, and there is a teacher."""
+    own = teacher and protocol.taught_in != protocol.precision
+    return protocol if own else protocol.model_copy(update={"teacher_precision": None})
 
 
 def _at(epoch: int | None, choice: Choice | None) -> str:

@@ -158,18 +158,28 @@ def test_the_same_bits(name, prepared, teacher, store, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["kd", "mlld"])
-@pytest.mark.parametrize("kind", ["bfloat16", "float16", "folds"])
+@pytest.mark.parametrize("kind", ["bfloat16", "taught in bfloat16", "float16", "folds"])
 def test_the_same_bits_in_two_bytes_and_of_folds(name, kind, prepared, teacher, store, tmp_path):
     weights, ref = [teacher], None
     if kind == "folds":
         weights, ref = [teacher, teacher.parent / "checkpoints" / "epoch-0001.safetensors"], {"folds": 2}
     if kind == "float16":
         ref = {"logits": "float16"}
-    run = student(name, ref=ref, precision="bfloat16" if kind == "bfloat16" else "float32")
+    changes = {"precision": "bfloat16" if kind == "bfloat16" else "float32"}
+    if kind == "taught in bfloat16":
+        changes["teacher_precision"] = "bfloat16"
+    run = student(name, ref=ref, **changes)
     banks = store(run, weights)
     assert np.load(banks[0] / "logits.npy").itemsize == (4 if kind == "folds" else 2)
     alone, banked = (trained(run, tmp_path / str(bool(b)), prepared, weights, b) for b in ((), banks))
     assert results(alone) == results(banked)
+
+
+def test_a_bank_is_of_the_precision_of_the_teachers_passes():
+    half, usual = student("kd", precision="bfloat16"), student("kd", precision="float32")
+    taught = student("kd", precision="float32", teacher_precision="bfloat16")
+    assert wanted(taught) == wanted(half) != wanted(usual)
+    assert taught.id not in (half.id, usual.id)
 
 
 def test_float16_rounds_as_it_says(prepared, teacher, store):

@@ -44,7 +44,7 @@ def teacher_of(weights, prepared, wish=LOGITS):
     protocol = make_run("recipe", "standard").spec.protocol
     data = DataInfo(prepared.num_classes, labels_of(prepared))
     spec = registry.models.get("resnet8")
-    return Teacher(spec, weights, prepared, wish, CPU, lambda: autocast(protocol, CPU), None, data)
+    return Teacher(spec, weights, prepared, wish, CPU, lambda: autocast(protocol.precision, CPU), None, data)
 
 
 def taught(kind, name, root, networks, prepared, part=None, **changes):

@@ -272,6 +272,22 @@ def test_the_predictions_are_those_of_the_stored_weights(prepared, teacher, tmp_
         assert np.array_equal(stored[key], expected[key]), key
 
 
+def test_the_teacher_alone_in_bfloat16(prepared, teacher, tmp_path):
+    """What it says is of that precision; the student's own passes are in float32."""
+    said = {}
+    for precision in (None, "bfloat16"):
+        t = trainer(
+            "method", "kd", tmp_path / str(precision), prepared, teacher, teacher_precision=precision, **PLAIN
+        )
+        batch = next(t.batches.epoch(0))
+        said[precision] = t.model(batch.images), t.teacher([batch.images], batch.index).logits
+    (student, exact), (same, rounded) = said.values()
+    assert torch.equal(student, same)
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("method", ["dhkd", "dual_head_kd", "kd"])
 def test_predictions_of_a_second_head_are_kept(prepared, teacher, tmp_path, method):
     t = trainer("method", method, tmp_path, prepared, teacher, split="train-val", precision="float32")

@@ -255,6 +255,31 @@ def test_measured_speeds_of_either_kind_tell_the_other(config):
         assert other.seconds / own.seconds == pytest.approx(1 / share if known else share)
 
 
+def test_the_teachers_precision_is_the_matter_of_who_has_one(config):
+    """It moves students that have a teacher, where it differs from their own, and no other run."""
+
+    def runs(**protocol):
+        entries = [{"name": name, "protocol": protocol} for name in ("kd", "scratch")]
+        recipes = [{"name": name, "protocol": protocol} for name in ("standard", "born_again")]
+        return resolve(config(a={**SMALL, "methods": entries, "recipes": recipes})).runs
+
+    usual, same, half = runs(), runs(teacher_precision="float32"), runs(teacher_precision="bfloat16")
+    assert usual.keys() == same.keys()
+    moved = [half[name].run for name in half.keys() - usual.keys()]
+    assert {(run.spec.objective.name, run.recipe) for run in moved if run.spec.method} == {
+        ("kd", "standard"),
+        ("kd", "born_again"),
+    }
+    assert {run.spec.objective.name for run in moved if run.spec.recipe} == {"born_again"}
+    assert all(run.spec.teacher and run.spec.protocol.taught_in == "bfloat16" for run in moved)
+    kd = next(run for run in moved if run.spec.method)
+    exact = kd.spec.model_copy(
+        update={"protocol": kd.spec.protocol.model_copy(update={"teacher_precision": None})}
+    )
+    assert speed_key(kd.spec, kd.pair) != speed_key(exact, kd.pair)  # beside its teacher it is faster
+    assert speed_key(kd.spec, kd.pair, True) == speed_key(exact, kd.pair, True)
+
+
 def test_the_plan_tells_of_banks(config, results, tmp_path):
     settings = config(a={**SMALL, "methods": ["kd", "dkd", "dist"]})
     plan = resolve(settings)
