@@ -905,7 +905,11 @@ def _kept(
 def _import_training() -> None:
     """Import all that trainings use, once for every process that is forked afterwards."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start its threads when imported
-    import kdpipe.engine.train  # noqa: F401
+    import scipy.optimize  # noqa: F401  # measures import it when they are called
+
+    import kdpipe.engine.train
+    import kdpipe.evaluation.evaluate
+    import kdpipe.tracking.observer  # noqa: F401
     from kdpipe.core import registry
 
     for known in (registry.models, registry.datasets, registry.recipes, registry.methods, registry.parts):

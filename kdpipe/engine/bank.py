@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -148,7 +147,7 @@ class _Source:
         with ThreadPoolExecutor(self.at_once, "answer", torch.set_num_threads, threads) as pool:
             each = pool.map if self.at_once > 1 else map  # a thread of its own would not know the GPU
             while group := tuple(islice(batches, self.at_once)):
-                deque(each(answer, group), maxlen=0)
+                list(each(answer, group))  # so that what goes wrong in one is raised here
                 if self.stop.requested:
                     where = f"{self.bank.label}: stopped in epoch {epoch + 1}"
                     raise Interrupted(f"{where}; run it again to go on")

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
 from kdpipe.core.errors import UnknownNameError, UserError
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import Results, RunPaths
-from kdpipe.core.specs import Frozen, RunSpec
+from kdpipe.core.specs import Frozen, Passes, RunSpec
 from kdpipe.plan.banks import Banks
 from kdpipe.plan.config import parse, read_yaml
 from kdpipe.plan.plan import Plan, PlannedBank, PlannedRun
@@ -50,7 +50,7 @@ class Speed(Frozen):
     student: str | None = None
     objective: str = Field(description="name of the recipe or method")
     batch_size: int = Field(ge=2)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Passes = "float32"
     images_per_second: float = Field(gt=0)
     source: str
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from kdpipe.core.errors import nearest
-from kdpipe.core.specs import Frozen, Precision, Rule
+from kdpipe.core.specs import Frozen, Passes, Precision, Rule
 
 Seed = Annotated[int, Field(ge=0)]
 Epoch = Annotated[int, Field(ge=1)]
@@ -264,7 +264,7 @@ class Scale(Frozen):
     test_samples: int | None = Field(None, ge=1, description="stratified subset of the test set")
     seeds: int | None = Field(None, ge=1, description="only the first so many seeds")
     dataset: str = Field("", description="run on this data set instead of those that the study names")
-    precision: Literal["float32", "bfloat16"] | None = Field(
+    precision: Passes | None = Field(
         None, description="numbers of the trainings; default: the protocol's"
     )
     new_weights: bool = Field(
