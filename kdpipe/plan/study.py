@@ -264,9 +264,7 @@ class Scale(Frozen):
     test_samples: int | None = Field(None, ge=1, description="stratified subset of the test set")
     seeds: int | None = Field(None, ge=1, description="only the first so many seeds")
     dataset: str = Field("", description="run on this data set instead of those that the study names")
-    precision: Passes | None = Field(
-        None, description="numbers of the trainings; default: the protocol's"
-    )
+    precision: Passes | None = Field(None, description="numbers of the trainings; default: the protocol's")
     new_weights: bool = Field(
         False, description="chains that start from imported weights start from new ones instead"
     )
