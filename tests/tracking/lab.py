@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from kdpipe.core.files import write_json
@@ -178,20 +180,25 @@ class Lab:
             results: where.
             meanwhile: called again and again with the part of all epochs that is done.
         """
+        # a fork of this process could not go back through a network once one was gone back through here
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            trained = fresh.submit(self._train, results)
+            while not trained.done():
+                meanwhile(self.done(results))
+                time.sleep(0.1)
+            return trained.result()
+
+    def _train(self, results: Results) -> list[Cost]:
         places = [(run, paths) for run in self.runs for paths in (results.run(run.name), twin(results, run))]
         children = {
             self._fork(run, paths, number % 2 == 0): number for number, (run, paths) in enumerate(places)
         }
         processor = [0.0] * len(places)
         while children:
-            for pid in list(children):
-                done, status, used = os.wait4(pid, os.WNOHANG)
-                if done:
-                    number = children.pop(pid)
-                    assert status == 0, (places[number][1].root / "output.log").read_text()
-                    processor[number] = used.ru_utime + used.ru_stime
-            meanwhile(self.done(results))
-            time.sleep(0.1)
+            pid, status, used = os.wait4(-1, 0)
+            number = children.pop(pid)
+            assert status == 0, (places[number][1].root / "output.log").read_text()
+            processor[number] = used.ru_utime + used.ru_stime
         own = [
             sum(float(line.split(",")[-1]) for line in paths.history.read_text().splitlines()[1:])
             for _, paths in places

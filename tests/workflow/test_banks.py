@@ -56,6 +56,10 @@ def test_students_read_one_bank(finished, project):
 
     project.study(methods=["kd", "dkd", "ttm", "mse"])
     ttm, mse = students(project, "ttm", "mse")
+    files = [f"results/runs/{name}/status.json" for name in (ttm, mse)]
+    for pack, cpus in ((1, 1), (2, 2)):  # it is as wide as the pack that waits for it
+        told = project.snakemake(*files, "-n", "-p", config=[BANK, f"pack={pack}"]).stdout
+        assert f"--threads 1 --cpus {cpus} --marker" in told
     told = train(project, (ttm, mse), "pack=2")
     assert told.count("bank bank_digits_resnet14_standard_s0") == 1
     assert f"distil {kd}" not in told

@@ -10,7 +10,7 @@ rule bank_logits:
         f"{RESULTS}/benchmarks/{{bank}}.tsv"
     conda:
         "../../environment.yml"
-    threads: CONFIG.threads * CONFIG.pack  # those of the pack that waits for it
+    threads: lambda w: CONFIG.threads * min(CONFIG.pack, BANKS.readers[BANKS.marked[w.bank]])
     resources:
         **jobs(
             "bank_logits",
