@@ -32,7 +32,7 @@ from kdpipe.plan.plan import Plan, PlannedBank
 from kdpipe.plan.verify import verify_results
 from tests.engine.test_pack import TRAIN
 from tests.engine.test_train import CPU, StopAfter
-from tests.engine.tiny import SPEC, make_run
+from tests.engine.tiny import PLAIN, SPEC, make_run
 from tests.workflow.conftest import ROOT, eventually
 
 EPOCHS = 2
@@ -133,17 +133,17 @@ def test_methods_that_change_the_images_are_not_banked():
 
 
 def test_students_of_one_teacher_and_seed_share():
-    ids = {name: [spec.id for spec in wanted(student(name, precision="float32"))] for name in BANKED}
+    ids = {name: [spec.id for spec in wanted(student(name, **PLAIN))] for name in BANKED}
     (shared,) = ids["kd"]
     assert {first for first, *_ in ids.values()} == {shared}
     assert len(ids["mlld"]) == 2
     changes = [{"seed": 1}, {"epochs": EPOCHS + 1}, {"batch_size": 8}, {"precision": "bfloat16"}]
     changes += [{"split": "train-val"}, {"ref": {"epoch": 1}}, {"ref": {"run": "u"}}, {"ref": {"folds": 2}}]
     changes += [{"ref": {"logits": "float16"}}]
-    others = [student("kd", **{"precision": "float32", **change}) for change in changes]
+    others = [student("kd", **{**PLAIN, **change}) for change in changes]
     found = [wanted(run)[0].id for run in others]
     assert len({shared, *found}) == 1 + len(found)
-    alike = student("kd", lr=0.7, student="resnet14", weight_decay=0.1, precision="float32")
+    alike = student("kd", lr=0.7, student="resnet14", weight_decay=0.1, **PLAIN)
     assert wanted(alike)[0].id == shared
 
 
@@ -165,10 +165,8 @@ def test_the_same_bits_in_two_bytes_and_of_folds(name, kind, prepared, teacher, 
         weights, ref = [teacher, teacher.parent / "checkpoints" / "epoch-0001.safetensors"], {"folds": 2}
     if kind == "float16":
         ref = {"logits": "float16"}
-    changes = {"precision": "bfloat16" if kind == "bfloat16" else "float32"}
-    if kind == "taught in bfloat16":
-        changes["teacher_precision"] = "bfloat16"
-    run = student(name, ref=ref, **changes)
+    halved = {"bfloat16": "precision", "taught in bfloat16": "teacher_precision"}.get(kind)
+    run = student(name, ref=ref, **{**PLAIN, **({halved: "bfloat16"} if halved else {})})
     banks = store(run, weights)
     assert np.load(banks[0] / "logits.npy").itemsize == (4 if kind == "folds" else 2)
     alone, banked = (trained(run, tmp_path / str(bool(b)), prepared, weights, b) for b in ((), banks))
@@ -176,14 +174,14 @@ def test_the_same_bits_in_two_bytes_and_of_folds(name, kind, prepared, teacher, 
 
 
 def test_a_bank_is_of_the_precision_of_the_teachers_passes():
-    half, usual = student("kd", precision="bfloat16"), student("kd", precision="float32")
-    taught = student("kd", precision="float32", teacher_precision="bfloat16")
+    half, usual = student("kd", **{**PLAIN, "precision": "bfloat16"}), student("kd", **PLAIN)
+    taught = student("kd", **{**PLAIN, "teacher_precision": "bfloat16"})
     assert wanted(taught) == wanted(half) != wanted(usual)
     assert taught.id not in (half.id, usual.id)
 
 
 def test_float16_rounds_as_it_says(prepared, teacher, store):
-    students = (student("kd", ref={"logits": p}, precision="float32") for p in ("float32", "float16"))
+    students = (student("kd", ref={"logits": p}, **PLAIN) for p in ("float32", "float16"))
     exact, rounded = (np.load(store(run, [teacher])[0] / "logits.npy").astype(np.float64) for run in students)
     assert not np.array_equal(exact, rounded)
     assert np.all(np.abs(rounded - exact) <= np.maximum(2.0**-11 * np.abs(exact), 2.0**-25))
@@ -344,7 +342,7 @@ def full(*_):
 
 
 def test_room_is_asked_for_before_the_teacher_runs(prepared, teacher, tmp_path, monkeypatch):
-    (spec,) = wanted(student("kd", precision="float32"))
+    (spec,) = wanted(student("kd", **PLAIN))
     monkeypatch.setattr(engine._Source, "epoch", lambda *_: pytest.fail("it runs"))
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:

@@ -277,7 +277,12 @@ def test_the_teacher_alone_in_bfloat16(prepared, teacher, tmp_path):
     said = {}
     for precision in (None, "bfloat16"):
         t = trainer(
-            "method", "kd", tmp_path / str(precision), prepared, teacher, teacher_precision=precision, **PLAIN
+            "method",
+            "kd",
+            tmp_path / str(precision),
+            prepared,
+            teacher,
+            **{**PLAIN, "teacher_precision": precision},
         )
         batch = next(t.batches.epoch(0))
         said[precision] = t.model(batch.images), t.teacher([batch.images], batch.index).logits

@@ -12,7 +12,11 @@ from kdpipe.core.specs import Augmentation, DataSpec, Part, Protocol, Run, RunSp
 
 CLASSES, SIZE = 4, 8
 LEVERS = {}  # settings of every protocol, as `pytest tests/engine --protocol` names them
-PLAIN = {"compile": False, "precision": "float32"}  # for tests that compare numbers of different computations
+PLAIN = {  # for tests that compare numbers of different computations
+    "compile": False,
+    "precision": "float32",
+    "teacher_precision": None,
+}
 
 
 def read(folder):
