@@ -272,7 +272,7 @@ def test_batches_answered_side_by_side_give_the_same_bits(
     folds, prepared, teacher, store, tmp_path, monkeypatch
 ):
     weights = [teacher, teacher.parent / "checkpoints" / "epoch-0001.safetensors"][: folds or 1]
-    run = student("kd", ref={"folds": folds} if folds else None)
+    run = student("kd", ref={"folds": folds} if folds else None, **PLAIN)
     alone = store(run, weights)[0] / "logits.npy"
     answer, both, met = engine.Teacher.__call__, Barrier(2), []
 
