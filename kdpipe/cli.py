@@ -436,9 +436,9 @@ def bank(
 
     cpus = cpus or threads
     planned, place = Bank.model_validate_json(bank), _machine(device, min(threads, cpus))
-    at_once = max(1, cpus // threads) if place.type == "cpu" else 1
+    at_once, stop = max(1, cpus // threads), _stop_on_signal()
     with Count(planned.label, planned.spec.epochs) as told:
-        make_bank(planned, BankPaths(out), load(data), teacher, place, _stop_on_signal(), told, at_once)
+        make_bank(planned, BankPaths(out), load(data), teacher, place, stop, told, at_once)
     if marker:
         write_text(marker, f"{planned.name}\n")
 

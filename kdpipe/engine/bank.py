@@ -69,7 +69,7 @@ def make_bank(
         stop: asks for a clean stop.
         tell: is told how it goes.
         at_once: batches that the teacher answers side by side, each as fast as torch's threads make one; no
-            number depends on it. Of a teacher that is compiled it is always one.
+            number depends on it. On a GPU, and of a teacher that is compiled, it is always one.
 
     Raises:
         Interrupted: a stop was asked for; the finished epochs are there.
@@ -118,7 +118,7 @@ class _Source:
     ) -> None:
         spec, train = bank.spec, _train(bank.spec, prepared)
         self.bank, self.device, self.stop, self.classes = bank, device, stop, prepared.num_classes
-        self.at_once = 1 if spec.compile else at_once
+        self.at_once = at_once if device.type == "cpu" and not spec.compile else 1
         self.batches = Batches(
             train, preprocessing(prepared, device), spec, spec.seed, device, view=spec.view
         )
