@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import json
@@ -51,6 +52,7 @@ CONFIG = Path("config/config.yaml")
 
 def main() -> None:
     """Run the command line; a foreseen error ends in one message and its exit code."""
+    atexit.register(gc.freeze)  # or all that is left is searched for cycles: half a second, where torch is
     try:
         app(standalone_mode=True)
     except KdpipeError as error:
@@ -294,7 +296,6 @@ def resolve(
         from kdpipe.plan.resolve import resolve as resolve_plan
 
         write_plan(resolve_plan(Config.model_validate_json(config_json)), out)
-        gc.freeze()  # or they are searched at the very end
 
 
 @app.command()
@@ -430,9 +431,11 @@ def bank(
     from kdpipe.core.files import write_text
     from kdpipe.core.paths import BankPaths
     from kdpipe.core.specs import Bank
-    from kdpipe.engine.bank import make_bank
-    from kdpipe.engine.observe import Count
-    from kdpipe.engine.prepare import load
+
+    with no_search():
+        from kdpipe.engine.bank import make_bank
+        from kdpipe.engine.observe import Count
+        from kdpipe.engine.prepare import load
 
     cpus = cpus or threads
     planned, place = Bank.model_validate_json(bank), _machine(device, min(threads, cpus))
@@ -905,15 +908,16 @@ def _kept(
 def _import_training() -> None:
     """Import all that trainings use, once for every process that is forked afterwards."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's would start its threads when imported
-    import scipy.optimize  # noqa: F401  # measures import it when they are called
+    with no_search():
+        import scipy.optimize  # noqa: F401  # measures import it when they are called
 
-    import kdpipe.engine.train
-    import kdpipe.evaluation.evaluate
-    import kdpipe.tracking.observer  # noqa: F401
-    from kdpipe.core import registry
+        import kdpipe.engine.train
+        import kdpipe.evaluation.evaluate
+        import kdpipe.tracking.observer  # noqa: F401
+        from kdpipe.core import registry
 
-    for known in (registry.models, registry.datasets, registry.recipes, registry.methods, registry.parts):
-        known.names()
+        for known in (registry.models, registry.datasets, registry.recipes, registry.methods, registry.parts):
+            known.names()
 
 
 def _train_member(order: dict[str, Any], slot: int, *, device: str, threads: int, placed: bool) -> None:

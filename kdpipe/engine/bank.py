@@ -29,7 +29,6 @@ from kdpipe.core.files import read_json, sha256, write_error, write_json
 from kdpipe.core.paths import BankPaths
 from kdpipe.core.specs import Bank, BankSpec, Storage
 from kdpipe.engine.batches import Batches, preprocessing, resident
-from kdpipe.engine.compiled import compile_networks
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
@@ -132,9 +131,8 @@ class _Source:
             None,
             DataInfo(prepared.num_classes, torch.tensor(train.labels)),
             logits=spec.teacher.logits,
+            compiled=spec.compile,
         )
-        if spec.compile:
-            compile_networks(self.teacher.models)
 
     def epoch(self, epoch: int) -> NDArray[Any]:
         """The logits of an epoch by sample, as they are stored."""

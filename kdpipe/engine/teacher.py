@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdpipe.api import DataInfo, ModelSpec, Outputs, TeacherPart, Wish
 from kdpipe.core.specs import Precision
+from kdpipe.engine.compiled import compile_networks
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.processes import ALONE
 from kdpipe.engine.weights import load_weights
@@ -36,6 +37,7 @@ class Teacher:
         data: what the part may know of the training data.
         shared: what is done to a network that sees a part of each batch (`Processes.shared`).
         logits: what its logits are rounded to.
+        compiled: whether `torch.compile` makes its passes.
 
     Attributes:
         shapes: shapes of its taps, those of the part included.
@@ -55,6 +57,7 @@ class Teacher:
         data: DataInfo,
         shared: Callable[[nn.Module], nn.Module] = ALONE.shared,
         logits: Precision = "float32",
+        compiled: bool = False,
     ) -> None:
         taps = expand(spec, (*wish.teacher, *(part[0].taps().teacher if part else ())))
         self.models = nn.ModuleList().eval()
@@ -79,6 +82,8 @@ class Teacher:
             self._part.eval().requires_grad_(False)
             self.shapes = extended_shapes(self._part, self.shapes)
             self._part.to(device)
+        if compiled:
+            compile_networks(self.models)
 
     def begin(self, epoch: int) -> None:
         """An epoch begins: nothing to do for a teacher that sees the images itself."""

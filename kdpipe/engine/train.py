@@ -389,7 +389,7 @@ class Trainer:
         name = self.run.pair[0] or ""
         part = self.objective.part() if isinstance(self.objective, Method) else None
         ref = self.run.spec.teacher
-        teacher = Teacher(
+        return Teacher(
             registry.models.get(name),
             self.teachers if ref and ref.folds else [self.teachers[self.anchor]],
             self.prepared,
@@ -400,10 +400,8 @@ class Trainer:
             self.data,
             self.processes.shared,
             ref.logits if ref else "float32",
+            self.run.spec.protocol.compile is True,
         )
-        if self.run.spec.protocol.compile is True:
-            compile_networks(teacher.models)
-        return teacher
 
     def _choose_anchor(self, at: Progress) -> None:
         """Let the method say which of the teacher's checkpoints teaches this epoch."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kdpipe.core.errors import TrackingError
+from kdpipe.core.garbage import no_search
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -63,7 +64,7 @@ def load() -> None:
     """Import MLflow, which takes seconds, with settings under which it gives up soon."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_search():
         warnings.simplefilter("ignore")
         import mlflow.tracking  # noqa: F401
 

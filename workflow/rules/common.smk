@@ -1,5 +1,6 @@
 """The plan, and look-ups into it; everything else is in the package."""
 
+import atexit
 import gc
 import inspect
 import os
@@ -31,6 +32,7 @@ from kdpipe.plan.preempted import notice_preempted
 
 # jobs are many small objects that stay: looking through them for rubbish again and again is a tenth of a dry run
 gc.set_threshold(5_000_000, 50, 100)
+atexit.register(gc.freeze)  # nor at the very end
 
 # SLURM's early warning (`--signal=USR1@120`) is for the trainings; the Snakemake around them would die of it
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
