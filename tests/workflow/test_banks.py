@@ -57,8 +57,9 @@ def test_students_read_one_bank(finished, project):
     project.study(methods=["kd", "dkd", "ttm", "mse"])
     ttm, mse = students(project, "ttm", "mse")
     files = [f"results/runs/{name}/status.json" for name in (ttm, mse)]
-    for pack, cpus in ((1, 1), (2, 2)):  # it is as wide as the pack that waits for it
-        told = project.snakemake(*files, "-n", "-p", config=[BANK, f"pack={pack}"]).stdout
+    wide = {"pack=1": 1, "pack=2": 2, "pack=2 gpus=1": 1}  # as the pack that waits for it, but for a GPU's
+    for settings, cpus in wide.items():
+        told = project.snakemake(*files, "-n", "-p", config=[BANK, *settings.split()]).stdout
         assert f"--threads 1 --cpus {cpus} --marker" in told
     told = train(project, (ttm, mse), "pack=2")
     assert told.count("bank bank_digits_resnet14_standard_s0") == 1

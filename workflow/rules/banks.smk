@@ -10,7 +10,7 @@ rule bank_logits:
         f"{RESULTS}/benchmarks/{{bank}}.tsv"
     conda:
         "../../environment.yml"
-    threads: lambda w: CONFIG.threads * min(CONFIG.pack, BANKS.readers[BANKS.marked[w.bank]])
+    threads: lambda w: CONFIG.threads * batches_at_once(w)
     resources:
         **jobs(
             "bank_logits",

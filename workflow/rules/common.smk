@@ -198,6 +198,11 @@ def bank_of(wildcards):
     return PLAN.banks[BANKS.marked[wildcards.bank]]
 
 
+def batches_at_once(wildcards):
+    """How many batches of a bank are answered side by side: on processors, as many as readers will train."""
+    return 1 if CONFIG.gpus else min(CONFIG.pack, BANKS.readers[BANKS.marked[wildcards.bank]])
+
+
 def needs_of_pack(wildcards):
     """What must exist before the runs of a pack train."""
     runs = PACKS.members[wildcards.pack]
