@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -22,6 +22,8 @@ from kdpipe.core.errors import ConfigError, KdpipeError, UserError
 from kdpipe.core.garbage import no_search
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from kdpipe.core.paths import Results, RunPaths
     from kdpipe.core.specs import BenchRun, Precision, Run
     from kdpipe.engine.kept import Kept
@@ -48,6 +50,7 @@ Override = Annotated[
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="a resolved plan instead of the settings")]
 ResultsFolder = Annotated[Path | None, typer.Option("--results", help="results folder")]
 CONFIG = Path("config/config.yaml")
+M = TypeVar("M", bound="BaseModel")
 
 
 def main() -> None:
@@ -295,7 +298,7 @@ def resolve(
         from kdpipe.plan.load import write_plan
         from kdpipe.plan.resolve import resolve as resolve_plan
 
-        write_plan(resolve_plan(Config.model_validate_json(config_json)), out)
+        write_plan(resolve_plan(_given(Config, config_json, "--config-json")), out)
 
 
 @app.command()
@@ -337,7 +340,7 @@ def train(
         int, typer.Option(help="compare the loss terms' gradients every so many epochs")
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 1,
     log: Annotated[Path | None, typer.Option(help="a file for every epoch's line, beside train.log")] = None,
     finished_only: Annotated[
         bool, typer.Option("--finished-only", help="put results in place that a pack made; do not train")
@@ -363,7 +366,7 @@ def train(
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
 
-    planned, paths = Run.model_validate_json(run), RunPaths(out)
+    planned, paths = _given(Run, run, "--run"), RunPaths(out)
     kept = _kept(run, out, data, teacher, part, start)
     if kept.restored():
         _write_spec(planned, paths)
@@ -438,7 +441,7 @@ def bank(
         from kdpipe.engine.prepare import load
 
     cpus = cpus or threads
-    planned, place = Bank.model_validate_json(bank), _machine(device, min(threads, cpus))
+    planned, place = _given(Bank, bank, "--bank"), _machine(device, min(threads, cpus))
     at_once, stop = max(1, cpus // threads), _stop_on_signal()
     with Count(planned.label, planned.spec.epochs) as told:
         make_bank(planned, BankPaths(out), load(data), teacher, place, stop, told, at_once)
@@ -542,7 +545,7 @@ def bench(
     run: Annotated[str, typer.Option(help="the bench's run as JSON, as the plan holds it")],
     out: Annotated[Path, typer.Option(help="the run's folder")],
     data: Annotated[Path | None, typer.Option(help="the prepared data set, if it needs one")] = None,
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 1,
 ) -> None:
     """Run a theory bench, from the parts that a killed run left if there are any."""
     from kdpipe.core.paths import RunPaths
@@ -550,7 +553,7 @@ def bench(
     from kdpipe.engine.bench import run_bench
     from kdpipe.engine.prepare import load
 
-    planned, paths = BenchRun.model_validate_json(run), RunPaths(out)
+    planned, paths = _given(BenchRun, run, "--run"), RunPaths(out)
     _write_spec(planned, paths)
     run_bench(planned, paths, load(data) if data else None, threads, _stop_on_signal())
 
@@ -562,14 +565,14 @@ def adopt(
     data: Annotated[Path, typer.Option(help="the prepared data set")],
     weights: Annotated[Path, typer.Option(help="the imported weights")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 1,
 ) -> None:
     """Make the run of an imported teacher: its weights and its predictions, without training."""
     from kdpipe.core.paths import RunPaths
     from kdpipe.core.specs import Run
     from kdpipe.engine.prepare import load
 
-    planned = Run.model_validate_json(run)
+    planned = _given(Run, run, "--run")
     _adopt(planned, RunPaths(out), load(data), weights, _machine(device, threads))
     _measure(planned, RunPaths(out), None)
 
@@ -582,7 +585,7 @@ def sample(
     epoch: Annotated[str, typer.Option(help="which epoch, counted from 1, e.g. 10 or 10:float16")],
     teacher: Annotated[list[Path], typer.Option(help="weights of the teacher's own teacher")] = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 1,
 ) -> None:
     """Make a teacher's weights at an epoch an artifact that students can name."""
     from kdpipe.core.paths import RunPaths
@@ -591,7 +594,7 @@ def sample(
     from kdpipe.engine.prepare import load
     from kdpipe.engine.sample import sample as sample_checkpoint
 
-    planned = Run.model_validate_json(run)
+    planned = _given(Run, run, "--run")
     number, precision = _epoch(epoch)
     with _processes(planned, device, threads) as processes:
         if processes is None:
@@ -624,7 +627,7 @@ def choose(
     from kdpipe.evaluation.choose import choose as choose_checkpoint
     from kdpipe.evaluation.evaluate import measure
 
-    asked = Choice.model_validate_json(choice)
+    asked = _given(Choice, choice, "--choice")
     chosen = choose_checkpoint(RunPaths(run), asked)
     measure(RunPaths(run).sampled(asked.name))
     print(f"{chosen['rule']}: epoch {chosen['epoch']}")
@@ -637,14 +640,14 @@ def features(
     data: Annotated[Path, typer.Option(help="the prepared data set")],
     out: Annotated[Path, typer.Option(help="file to write")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    threads: Annotated[int, typer.Option(help="processor threads")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 1,
 ) -> None:
     """Store a network's features, for the measures that need them."""
     from kdpipe.core.specs import Run
     from kdpipe.engine.features import save_features
     from kdpipe.engine.prepare import load
 
-    save_features(out, Run.model_validate_json(run), weights, load(data), _machine(device, threads))
+    save_features(out, _given(Run, run, "--run"), weights, load(data), _machine(device, threads))
 
 
 @app.command()
@@ -859,10 +862,34 @@ def _with_study(
     return resolved, root
 
 
+def _given(kind: type[M], text: str, option: str) -> M:
+    """What an option holds as JSON, as rules get it from the plan.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        from kdpipe.plan.config import explain
+
+        raise explain(error, kind, f"option {option}") from None
+
+
 def _epoch(text: str) -> tuple[int, Precision]:
-    """An epoch and how its weights are kept: `10` (float32) or `10:float16`."""
+    """An epoch and how its weights are kept: `10` (float32) or `10:float16`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     number, _, precision = text.partition(":")
-    return int(number), "float16" if precision == "float16" else "float32"
+    if not number.isdecimal() or not int(number) or precision not in ("", "float16"):
+        raise ConfigError(
+            f"'{text}' is no epoch", fix="count from 1: 10, or 10:float16 for weights in float16"
+        )
+    return int(number), "float16" if precision else "float32"
 
 
 def _order(plan: Plan, root: Results, name: str) -> dict[str, Any]:
@@ -902,7 +929,7 @@ def _kept(
     from kdpipe.engine.kept import Kept
 
     inputs = [data / "meta.json", *teacher, *filter(None, (part, start))]
-    return Kept(Run.model_validate_json(run), RunPaths(out), inputs)
+    return Kept(_given(Run, run, "--run"), RunPaths(out), inputs)
 
 
 def _import_training() -> None:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from kdpipe.api import Batch, DataInfo, Norms, Outputs, Shapes, Split, Wish
 from kdpipe.core import registry
 from kdpipe.core.errors import ConfigError, Interrupted, ResultsError, UserError
-from kdpipe.core.files import read_json, sha256, write_error, write_json
+from kdpipe.core.files import read_json, write_error, write_json
 from kdpipe.core.paths import BankPaths
 from kdpipe.core.specs import Bank, BankSpec, Storage
 from kdpipe.engine.batches import Batches, preprocessing, resident
+from kdpipe.engine.importing import identity
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
@@ -261,7 +262,7 @@ def _shape(spec: BankSpec, prepared: Prepared) -> tuple[int, int, int]:
 
 def _made_of(spec: BankSpec, weights: Sequence[Path], prepared: Prepared) -> dict[str, Any]:
     """What tells whether stored logits are those of a bank."""
-    return {"bank": spec.id, "teacher": [sha256(file) for file in weights], "data": prepared.checksums}
+    return {"bank": spec.id, "teacher": [identity(file) for file in weights], "data": prepared.checksums}
 
 
 def _record(paths: BankPaths) -> dict[str, Any]:

@@ -404,7 +404,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Confi
     if first["type"] == "missing":
         return ConfigError(f"the key '{key}' is missing", where=where, fix=f"add '{loc[-1]}:'")
     message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
+    given = None if first["type"] == "json_invalid" else first.get("input")
     told = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
     return ConfigError(f"{message}{told}", where=place)
 

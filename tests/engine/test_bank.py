@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kdpipe.core import registry
-from kdpipe.core.errors import Interrupted, ResultsError
+from kdpipe.core.errors import CheckpointError, Interrupted, ResultsError
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import BankPaths, Results, RunPaths
 from kdpipe.core.specs import Bank, TeacherRef
@@ -296,6 +296,12 @@ def test_what_goes_wrong_side_by_side_is_told(prepared, teacher, tmp_path, monke
     with pytest.raises(Death):
         make(spec, tmp_path, prepared, [teacher], at_once=2)
     assert not BankPaths(tmp_path / spec.id).record.exists()
+
+
+def test_a_teacher_that_is_not_there_is_one_message(prepared, tmp_path):
+    (spec,) = wanted(student("kd"))
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        make(spec, tmp_path, prepared, [tmp_path / "nowhere.safetensors"])
 
 
 def test_a_bank_of_other_weights_is_made_again(prepared, teacher, tmp_path):

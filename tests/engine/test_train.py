@@ -11,7 +11,7 @@ import torch
 
 from kdpipe.api import Split
 from kdpipe.core import registry
-from kdpipe.core.errors import CheckpointError, Interrupted
+from kdpipe.core.errors import CheckpointError, ConfigError, Interrupted
 from kdpipe.core.files import read_json
 from kdpipe.core.paths import RunPaths
 from kdpipe.engine.predict import save_predictions
@@ -376,6 +376,12 @@ def test_a_sampled_checkpoint_is_the_training_at_that_epoch(prepared, teacher, t
         again = read_weights(teacher.checkpoint(2))
         assert all(torch.equal(kept[k], v) for k, v in again.items())
     assert not teacher.state.exists()
+
+
+@pytest.mark.parametrize(("name", "given"), [("kd", 0), ("kd", 2), ("scratch", 1)])
+def test_other_than_its_teachers_is_one_message(name, given, prepared, teacher, tmp_path):
+    with pytest.raises(ConfigError, match=f"weights of {given} teachers are given"):
+        Trainer(make_run("method", name), RunPaths(tmp_path), prepared, given * [teacher.model], CPU)
 
 
 def test_a_corrupt_teacher_is_one_message(prepared, teacher, tmp_path):

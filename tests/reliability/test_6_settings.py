@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdpipe.cli import _config
+from kdpipe.cli import _config, _epoch, app
 from kdpipe.core.errors import ConfigError, UserError
 from kdpipe.plan.config import Config, check_config, read_config
 from kdpipe.plan.plan import Plan
@@ -327,3 +327,32 @@ def test_bad_yaml_names_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "studies" / "a.yaml").write_text("title: a\npairs: [\ndataset: digits\n")
     with pytest.raises(ConfigError, match=r"not valid YAML: .*\n.*studies/a\.yaml, line 4"):
         resolve(Config(studies=("a",), folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--run", "?", "--out", "out", "--data", "data"),
+        ("bank", "--bank", "?", "--out", "out", "--data", "data", "--teacher", "weights"),
+        ("sample", "--run", "?", "--out", "out", "--data", "data", "--epoch", "1"),
+        ("features", "--run", "?", "--out", "out", "--data", "data", "--weights", "weights"),
+        ("bench", "--run", "?", "--out", "out"),
+        ("choose", "--choice", "?", "--run", "out"),
+        ("resolve", "--config-json", "?", "--out", "out"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"sp', "Invalid JSON"), ('{"spek": {}}', "unknown key 'spek'")]
+)
+def test_options_that_hold_no_run(command: tuple[str, ...], text: str, words: str) -> None:
+    option = command[command.index("?") - 1]
+    with pytest.raises(ConfigError, match=words) as told:
+        app([text if word == "?" else word for word in command], standalone_mode=False)
+    assert option in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "1.5", "10:float8", "10:float16:"])
+def test_what_is_no_epoch(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{text}' is no epoch"):
+        _epoch(text)
