@@ -249,8 +249,9 @@ def import_teacher(
     from kdpipe.core import registry
     from kdpipe.core.files import read_json
     from kdpipe.core.paths import Results
-    from kdpipe.engine.importing import identity, import_checkpoint
+    from kdpipe.engine.importing import import_checkpoint
     from kdpipe.engine.prepare import load
+    from kdpipe.engine.weights import identity
     from kdpipe.evaluation.evaluate import evaluate as evaluate_run
     from kdpipe.plan.datasets import find_dataset
     from kdpipe.plan.imported import imported_run
@@ -363,11 +364,8 @@ def train(
     A run that was finished before, by the same code, is put back in place instead; to train it again, delete
     `.finished` in its folder.
     """
-    from kdpipe.core.paths import RunPaths
-    from kdpipe.core.specs import Run
-
-    planned, paths = _given(Run, run, "--run"), RunPaths(out)
     kept = _kept(run, out, data, teacher, part, start)
+    planned, paths = kept.run, kept.paths
     if kept.restored():
         _write_spec(planned, paths)
         _measure(planned, paths, compared)

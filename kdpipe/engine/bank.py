@@ -29,13 +29,13 @@ from kdpipe.core.files import read_json, write_error, write_json
 from kdpipe.core.paths import BankPaths
 from kdpipe.core.specs import Bank, BankSpec, Storage
 from kdpipe.engine.batches import Batches, preprocessing, resident
-from kdpipe.engine.importing import identity
 from kdpipe.engine.predict import autocast
 from kdpipe.engine.prepare import Prepared, select
 from kdpipe.engine.provenance import provenance
 from kdpipe.engine.state import locked
 from kdpipe.engine.stop import Stop
 from kdpipe.engine.teacher import Teacher
+from kdpipe.engine.weights import identity
 
 TYPES: dict[Storage, tuple[torch.dtype, Any]] = {  # in memory, and as NumPy writes them
     "float32": (torch.float32, np.float32),

@@ -32,7 +32,7 @@ from kdpipe.core.specs import Run
 from kdpipe.engine.predict import save_predictions
 from kdpipe.engine.prepare import Prepared
 from kdpipe.engine.provenance import provenance
-from kdpipe.engine.weights import load_weights, save_weights
+from kdpipe.engine.weights import GET_AGAIN, load_weights, save_weights
 from kdpipe.nn.cost import cost
 
 State = dict[str, Tensor]
@@ -53,7 +53,6 @@ SETTINGS = (  # what checkpoints hold beside tensors; nothing of it is needed
 )
 SHOWN = 3  # keys named in a message
 OTHER_MODEL = "name its network with --model"
-GET_AGAIN = "get it again; what torch.save writes can be read, and .safetensors"
 
 
 class Inert:
@@ -213,26 +212,6 @@ def adopt(run: Run, paths: RunPaths, prepared: Prepared, weights: Path, device: 
     }
     write_json(paths.provenance, record)
     write_json(paths.status, {"status": "finished", "epoch": 0, "reason": ""})
-
-
-def identity(file: Path) -> str:
-    """SHA-256 of a checkpoint file.
-
-    Raises:
-        CheckpointError: it is missing, empty, a folder, or may not be read.
-    """
-    reason, fix = "the file is empty", GET_AGAIN
-    try:
-        hashed = sha256(file)
-        if file.stat().st_size:
-            return hashed
-    except FileNotFoundError:
-        reason, fix = "there is no such file", "name a checkpoint file"
-    except IsADirectoryError:
-        reason, fix = "it is a folder", "name a checkpoint file in it"
-    except OSError as error:
-        reason, fix = f"the file cannot be read: {error.strerror}", "name a file that you may read"
-    raise CheckpointError(reason, where=str(file), fix=fix)
 
 
 def read_checkpoint(file: Path) -> Any:

@@ -122,6 +122,14 @@ class Trainer:
                 where=f"protocol '{self.run.protocol}', keys 'gpus' and 'batch_size'",
                 fix=f"set gpus to at most {self.batches.least}, or change batch_size",
             )
+        ref = spec.teacher
+        asked = (ref.folds or len(ref.checkpoints)) if ref else 0
+        if len(self.teachers) != asked:
+            raise ConfigError(
+                f"weights of {len(self.teachers)} teachers are given, and it learns from {asked}",
+                where=self.run.label,
+                fix="name each file with --teacher, in order",
+            )
         self.anchor = 0
         self.teacher = self._load_teacher()
         draw = self.objective.draw() if isinstance(self.objective, Recipe) else 0
@@ -381,14 +389,6 @@ class Trainer:
         return bool(self.history) and not np.isfinite(self.history[-1]["loss"])
 
     def _load_teacher(self) -> Teacher | Banked | None:
-        ref = self.run.spec.teacher
-        asked = (ref.folds or len(ref.checkpoints)) if ref else 0
-        if len(self.teachers) != asked:
-            raise ConfigError(
-                f"weights of {len(self.teachers)} teachers are given, and it learns from {asked}",
-                where=self.run.label,
-                fix="name each file with --teacher, in order",
-            )
         if self.banks:
             wanted = banks_for(self.run.spec, self.objective)
             return Banked(wanted, self.banks, self.teachers, self.prepared, self.device)
@@ -396,6 +396,7 @@ class Trainer:
             return None
         name = self.run.pair[0] or ""
         part = self.objective.part() if isinstance(self.objective, Method) else None
+        ref = self.run.spec.teacher
         return Teacher(
             registry.models.get(name),
             self.teachers if ref and ref.folds else [self.teachers[self.anchor]],

@@ -11,10 +11,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdpipe.core.errors import CheckpointError
-from kdpipe.core.files import atomic
+from kdpipe.core.files import atomic, sha256
 from kdpipe.core.specs import Precision
 
 CHECKSUM = "sha256"  # in the file's header
+GET_AGAIN = "get it again; what torch.save writes can be read, and .safetensors"
 
 
 def save_weights(model: nn.Module, path: Path, precision: Precision = "float32") -> None:
@@ -100,6 +101,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if stated is not None and stated != _checksum(tensors):
         raise _damaged(path, "they have changed since they were written")
     return tensors
+
+
+def identity(file: Path) -> str:
+    """SHA-256 of a checkpoint file.
+
+    Raises:
+        CheckpointError: it is missing, empty, a folder, or may not be read.
+    """
+    reason, fix = "the file is empty", GET_AGAIN
+    try:
+        hashed = sha256(file)
+        if file.stat().st_size:
+            return hashed
+    except FileNotFoundError:
+        reason, fix = "there is no such file", "name a checkpoint file"
+    except IsADirectoryError:
+        reason, fix = "it is a folder", "name a checkpoint file in it"
+    except OSError as error:
+        reason, fix = f"the file cannot be read: {error.strerror}", "name a file that you may read"
+    raise CheckpointError(reason, where=str(file), fix=fix)
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -22,10 +22,10 @@ from kdpipe.core.files import sha256
 from kdpipe.core.paths import ImportPaths, RunPaths
 from kdpipe.core.registry import datasets, models
 from kdpipe.engine.batches import preprocessing
-from kdpipe.engine.importing import Inert, adopt, identity, import_checkpoint, read_checkpoint
+from kdpipe.engine.importing import Inert, adopt, import_checkpoint, read_checkpoint
 from kdpipe.engine.predict import predict
 from kdpipe.engine.prepare import Prepared, load, prepare, select
-from kdpipe.engine.weights import load_weights
+from kdpipe.engine.weights import identity, load_weights
 from kdpipe.evaluation.evaluate import evaluate, load_predictions
 from kdpipe.plan.imported import imported_run
 
